@@ -1,0 +1,20 @@
+"""Converters: Package + Target → Artifact, in one table written by hand (loaded on first use: some are heavy)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgesdk.converters.base import Converter
+
+CONVERTERS = {
+    "neon": "edgesdk.converters.neon",
+    "onnx": "edgesdk.converters.onnx",
+    "tflite": "edgesdk.converters.tflite",
+}
+
+
+def converter(name: str) -> Converter:
+    """The converter of that name (a module with `check` and `convert`); KeyError for any other name."""
+    return importlib.import_module(CONVERTERS[name])

@@ -1,0 +1,178 @@
+"""The artifact: files that run on a board, with golden inputs and outputs (format `edgesdk.artifact`, version 1).
+
+    name/
+      artifact.json      this document
+      model…             what the runtime loads (`files`, with sha256 and size)
+      golden/in.bin      raw little-endian; for each input in order a block [n, *shape[1:]]
+      golden/out.bin     the expected outputs, same layout
+
+The worker on the board has no numpy, hence raw blocks. The tolerance belongs to the scheme, not to the artifact's
+maker: `max_abs` 1e-4 for fp32, `sqnr_db` 30 for static schemes (against the package's fake-quantized model), 20 for
+dynamic ones (against fp32).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesdk.errors import ConvertError
+from edgesdk.files import canonical_json, inside, read_document, sha256_bytes, sha256_file
+
+FORMAT, VERSION = "edgesdk.artifact", 1
+DTYPES = {"float32": "<f4", "int64": "<i8", "int32": "<i4"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output: `shape` in elements, batch first (1)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Golden:
+    """`n` golden rows; `kind` is `max_abs` (largest absolute error ≤ `limit`) or `sqnr_db` (≥ `limit`, in dB)."""
+
+    n: int
+    kind: str
+    limit: float
+    inputs: str = "golden/in.bin"
+    outputs: str = "golden/out.bin"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """See the module's text. `length_input` names the mask by which a runtime may cut trailing padding (work then is
+    `per_input`); `executable` is the file that gets mode 0755 on the board."""
+
+    name: str
+    converter: str
+    scheme: str
+    target: str
+    package: str
+    runtime: Mapping[str, Any]
+    files: tuple[ArtifactFile, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    golden: Golden
+    work: str = "constant"
+    length_input: str | None = None
+    executable: str | None = None
+    segments: Sequence[str] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Model data: weights and graph; golden files and the runtime are not counted."""
+        return int(self.runtime.get("model_bytes", sum(file.bytes for file in self.files)))
+
+    @property
+    def bytes_with_runtime(self) -> int:
+        """What is copied to the board: the files, and what the runtime adds (`runtime.bytes`) where it is known."""
+        return sum(file.bytes for file in self.files) + int(self.runtime.get("bytes", 0))
+
+
+def tolerance(scheme: str) -> tuple[str, float]:
+    """The tolerance of a scheme (see the module's text) as (kind, limit)."""
+    if scheme == "fp32":
+        return "max_abs", 1e-4
+    return "sqnr_db", 20.0 if scheme.endswith("-dynamic") else 30.0
+
+
+def write_artifact(
+    folder: Path, artifact: Artifact, golden_inputs: Sequence[NDArray[Any]], golden_outputs: Sequence[NDArray[Any]]
+) -> Artifact:
+    """Write `artifact.json` and the golden blocks into `folder`, which already holds the model files named in
+    `artifact.files` (their sha256 and sizes are filled in here). Use inside `edgesdk.files.atomic_folder`."""
+    (folder / "golden").mkdir(exist_ok=True)
+    for block, tensors, arrays in (
+        (artifact.golden.inputs, artifact.inputs, golden_inputs),
+        (artifact.golden.outputs, artifact.outputs, golden_outputs),
+    ):
+        data = b"".join(
+            np.ascontiguousarray(array.reshape(artifact.golden.n, *tensor.shape[1:]), DTYPES[tensor.dtype]).tobytes()
+            for tensor, array in zip(tensors, arrays, strict=True)
+        )
+        (folder / block).write_bytes(data)
+    files = tuple(
+        ArtifactFile(file.path, sha256_file(folder / file.path), (folder / file.path).stat().st_size)
+        for file in artifact.files
+    )
+    artifact = dataclasses.replace(artifact, files=files)
+    (folder / "artifact.json").write_bytes(canonical_json(to_json(artifact, folder)))
+    return artifact
+
+
+def to_json(artifact: Artifact, folder: Path) -> dict[str, Any]:
+    """The document; the golden blocks' digests are taken from `folder`."""
+    document = dataclasses.asdict(artifact)
+    golden = document["golden"]
+    golden["tolerance"] = {"kind": golden.pop("kind"), "limit": golden.pop("limit")}
+    golden["sha256"] = {side: sha256_file(folder / golden[side]) for side in ("inputs", "outputs")}
+    return {"format": FORMAT, "version": VERSION, **document}
+
+
+def artifact_sha256(folder: Path) -> str:
+    """Digest of the whole artifact: of artifact.json, which names the digest of every file."""
+    return sha256_bytes((folder / "artifact.json").read_bytes())
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read and verify an artifact folder.
+
+    Raises:
+        ConvertError: unknown version, a path outside the folder, a missing file, or a wrong digest or size.
+    """
+    document = read_document(folder / "artifact.json", FORMAT, VERSION, ConvertError)
+    try:
+        golden = document["golden"]
+        artifact = Artifact(
+            **{key: document[key] for key in ("name", "converter", "scheme", "target", "package", "runtime", "work")},
+            length_input=document.get("length_input"),
+            executable=document.get("executable"),
+            segments=document.get("segments"),
+            notes=tuple(document.get("notes", ())),
+            files=tuple(ArtifactFile(str(f["path"]), str(f["sha256"]), int(f["bytes"])) for f in document["files"]),
+            inputs=tuple(_tensor(entry) for entry in document["inputs"]),
+            outputs=tuple(_tensor(entry) for entry in document["outputs"]),
+            golden=Golden(
+                int(golden["n"]), str(golden["tolerance"]["kind"]), float(golden["tolerance"]["limit"]),
+                str(golden["inputs"]), str(golden["outputs"]),
+            ),
+        )
+        digests = golden["sha256"]
+        expected = [(f.path, f.sha256) for f in artifact.files]
+        expected += [(artifact.golden.inputs, digests["inputs"]), (artifact.golden.outputs, digests["outputs"])]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise ConvertError(f"{folder}/artifact.json: malformed: {problem!r}") from problem
+    for relative, digest in expected:
+        path = inside(folder, relative, ConvertError)
+        if not path.is_file():
+            raise ConvertError(f"{path}: missing")
+        if sha256_file(path) != digest:
+            raise ConvertError(f"{path}: sha256 differs from artifact.json", "build the artifact again")
+    if artifact.executable is not None and artifact.executable not in {file.path for file in artifact.files}:
+        raise ConvertError(f"{folder}/artifact.json: executable {artifact.executable!r} is not one of its files")
+    return artifact
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']!r}")
+    return Tensor(str(entry["name"]), str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))

@@ -1,0 +1,260 @@
+"""The shared front of the converters: a package's ONNX with a fixed sequence → linear layers and plain operators.
+
+`lower` fixes batch 1 and the sequence, folds the shape arithmetic, and recognises the four forms of a linear layer of
+the graph contract (`docs/architecture.md`), with Q/DQ absorbed into them. What is left are plain ONNX operators on
+float tensors with static shapes. A converter translates `Linear` and each `Operator`, or refuses by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from edgesdk.errors import UnsupportedOp
+
+Form = Literal["fp32", "w8a8", "w8a8-dynamic", "w8"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Per-tensor int8: real = scale · (q − zero_point), q from −128 to 127."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y [rows, N] = x [rows, K] · Wᵀ + b.
+
+    `source` and `result` are float tensors; in form `w8a8` x is quantized by `input` and y by `output` on the way
+    (round half to even, saturate), `bias` is int32 with scale `input.scale · weight_scale`. Forms `w8a8`,
+    `w8a8-dynamic` and `w8` have int8 `weight` [N, K] with `weight_scale` [N]; `fp32` has a float weight. `dynamic`
+    scales of the activation belong to the runtime.
+    """
+
+    name: str
+    form: Form
+    source: str
+    result: str
+    weight: NDArray[Any]
+    bias: NDArray[Any]
+    weight_scale: NDArray[np.float32] | None = None
+    input: Encoding | None = None
+    output: Encoding | None = None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One plain ONNX operator; an empty input name is an omitted optional input."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in execution order; `constants` hold what operators read; `shapes` is static and complete."""
+
+    nodes: tuple[Linear | Operator, ...]
+    constants: dict[str, NDArray[Any]]
+    shapes: dict[str, tuple[int, ...]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dtypes: dict[str, str]
+
+
+def lower(model_bytes: bytes, sequence: int) -> Graph:
+    """Lower a package's graph for batch 1 and `sequence` tokens.
+
+    Raises:
+        UnsupportedOp: a quantized construct that is none of the four forms, or a shape that stays unknown.
+    """
+    model = onnx.load_from_string(model_bytes)
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    _fix_inputs(graph, sequence)
+    shapes = {value.name: _dims(value) for value in graph.input}
+    nodes = _fold(graph.node, constants, shapes)
+    _infer_shapes(model, nodes, constants, shapes)
+    lowered = _Recogniser(nodes, constants).run()
+    used = {name for node in lowered if isinstance(node, Operator) for name in node.inputs}
+    return Graph(
+        nodes=tuple(lowered),
+        constants={name: value for name, value in constants.items() if name in used},
+        shapes=shapes,
+        inputs=tuple(value.name for value in graph.input),
+        outputs=tuple(value.name for value in graph.output),
+        dtypes={
+            value.name: str(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+            for value in (*graph.input, *graph.output)
+        },
+    )
+
+
+def _fix_inputs(graph: onnx.GraphProto, sequence: int) -> None:
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in ("batch", "sequence"):
+                size = 1 if dim.dim_param == "batch" else sequence
+                dim.Clear()
+                dim.dim_value = size
+    del graph.value_info[:]
+
+
+def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def _fold(
+    nodes: Sequence[onnx.NodeProto], constants: dict[str, NDArray[Any]], shapes: dict[str, tuple[int, ...]]
+) -> list[onnx.NodeProto]:
+    """Evaluate what depends on shapes and constants alone: `Shape` of an input, and `Concat`, `Slice`, `Expand` of
+    constants. int8 tables are sliced but stay int8."""
+    left = []
+    for node in nodes:
+        attributes = _attributes(node)
+        values = [constants.get(name) for name in node.input]
+        result: NDArray[Any] | None = None
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            dims = shapes[node.input[0]][attributes.get("start", 0) : attributes.get("end")]
+            result = np.array(dims, np.int64)
+        elif all(value is not None for value in values) and values:
+            known = [value for value in values if value is not None]
+            if node.op_type == "Concat" and all(value.dtype == np.int64 for value in known):
+                result = np.concatenate(known, axis=attributes["axis"])
+            elif node.op_type == "Expand":
+                result = known[0] * np.ones(known[1], known[0].dtype)
+            elif node.op_type == "Slice" and len(known) == 4 and len(known[1]) == 1:
+                window = [slice(None)] * known[0].ndim
+                window[int(known[3][0])] = slice(int(known[1][0]), int(known[2][0]))
+                result = np.ascontiguousarray(known[0][tuple(window)])
+        if result is None:
+            left.append(node)
+        else:
+            constants[node.output[0]] = result
+    return left
+
+
+def _infer_shapes(
+    model: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, NDArray[Any]],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    graph = model.graph
+    folded = onnx.GraphProto()
+    folded.name = "folded"
+    folded.node.extend(nodes)
+    folded.input.extend(graph.input)
+    folded.output.extend(graph.output)
+    folded.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    whole = helper.make_model(folded, opset_imports=model.opset_import, ir_version=model.ir_version)
+    inferred = onnx.shape_inference.infer_shapes(whole, strict_mode=True, data_prop=True).graph
+    shapes.update({name: tuple(value.shape) for name, value in constants.items()})
+    shapes.update({value.name: _dims(value) for value in (*inferred.value_info, *inferred.output)})
+    for node in nodes:
+        for name in node.output:
+            if name not in shapes or 0 in shapes[name]:
+                raise UnsupportedOp(f"{node.op_type} {node.name!r}: the shape of {name!r} is not static")
+
+
+class _Recogniser:
+    """Replaces the nodes of each linear layer by one `Linear`."""
+
+    def __init__(self, nodes: list[onnx.NodeProto], constants: dict[str, NDArray[Any]]) -> None:
+        self.nodes, self.constants = nodes, constants
+        self.producer = {name: node for node in nodes for name in node.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in nodes:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.linears: dict[int, Linear] = {}
+        self.absorbed: set[int] = set()
+
+    def run(self) -> list[Linear | Operator]:
+        for node in self.nodes:
+            if node.op_type == "Gemm":
+                self.linears[id(node)] = self.gemm(node)
+            elif node.op_type == "MatMulInteger":
+                linear, last = self.dynamic(node)
+                self.linears[id(last)] = linear
+        result: list[Linear | Operator] = []
+        for node in self.nodes:
+            if id(node) in self.linears:
+                result.append(self.linears[id(node)])
+            elif id(node) not in self.absorbed:
+                if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"):
+                    raise UnsupportedOp(f"{node.op_type} {node.name!r} belongs to no linear layer of a known form")
+                result.append(
+                    Operator(node.op_type, node.name, tuple(node.input), tuple(node.output), _attributes(node))
+                )
+        return result
+
+    def gemm(self, node: onnx.NodeProto) -> Linear:
+        if _attributes(node).get("transB") != 1 or len(node.input) != 3:
+            raise UnsupportedOp(f"Gemm {node.name!r}: expected x · Wᵀ + b")
+        source, weight, bias = node.input
+        name = weight.removesuffix(".dq").removesuffix(".weight")
+        if weight in self.constants:
+            return Linear(name, "fp32", source, node.output[0], self.constants[weight], self.constants[bias])
+        integers, scale = self.constant_dq(weight)
+        producer = self.producer.get(source)
+        if producer is None or producer.op_type != "DequantizeLinear":
+            return Linear(name, "w8", source, node.output[0], integers, self.constants[bias], scale)
+        quantize = self.producer[producer.input[0]]
+        if quantize.op_type != "QuantizeLinear":
+            raise UnsupportedOp(f"Gemm {node.name!r}: its input is dequantized but never quantized")
+        self.absorbed |= {id(producer), id(quantize)}
+        following = self.consumers.get(node.output[0], [])
+        if [after.op_type for after in following] != ["QuantizeLinear"]:
+            raise UnsupportedOp(f"Gemm {node.name!r}: its output is not quantized")
+        dequantize = self.consumers[following[0].output[0]][0]
+        self.absorbed |= {id(following[0]), id(dequantize)}
+        return Linear(
+            name, "w8a8", quantize.input[0], dequantize.output[0], integers, self.constant_dq(bias)[0], scale,
+            self.encoding(quantize), self.encoding(following[0]),
+        )
+
+    def dynamic(self, node: onnx.NodeProto) -> tuple[Linear, onnx.NodeProto]:
+        """DynamicQuantizeLinear → MatMulInteger → Cast → Mul → Add, and its scale product."""
+        quantize = self.producer[node.input[0]]
+        chain = [node]
+        for expected in ("Cast", "Mul", "Add"):
+            following = self.consumers.get(chain[-1].output[0], [])
+            if [after.op_type for after in following] != [expected]:
+                raise UnsupportedOp(f"MatMulInteger {node.name!r}: expected one {expected} behind it")
+            chain.append(following[0])
+        scale_product = self.producer[chain[2].input[1]]
+        scale = self.constants[scale_product.input[1]]
+        self.absorbed |= {id(part) for part in (quantize, scale_product, *chain)}
+        weight = np.ascontiguousarray(self.constants[node.input[1]].T)
+        name, bias = node.input[1].removesuffix(".weight"), self.constants[chain[3].input[1]]
+        linear = Linear(name, "w8a8-dynamic", quantize.input[0], chain[3].output[0], weight, bias, scale)
+        return linear, chain[3]
+
+    def constant_dq(self, name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        node = self.producer.get(name)
+        if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in self.constants:
+            raise UnsupportedOp(f"{name!r} is neither a constant nor a dequantized constant")
+        self.absorbed.add(id(node))
+        return self.constants[node.input[0]], self.constants[node.input[1]]
+
+    def encoding(self, node: onnx.NodeProto) -> Encoding:
+        zero_point = self.constants[node.input[2]]
+        if zero_point.dtype != np.uint8 or zero_point.ndim:
+            raise UnsupportedOp(f"QuantizeLinear {node.name!r}: expected one uint8 zero point")
+        return Encoding(float(self.constants[node.input[1]]), int(zero_point) - 128)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

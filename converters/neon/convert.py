@@ -1,0 +1,88 @@
+"""The NEON converter: package → one static executable that holds weights, kernels and the runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
+from edgesdk.converters.base import golden, input_tensors, output_tensors
+from edgesdk.converters.front import lower
+from edgesdk.converters.neon.build import build
+from edgesdk.converters.neon.emit import Sources, emit
+from edgesdk.converters.neon.fuse import fuse
+from edgesdk.converters.neon.kernel_sets import KernelSet, choose
+from edgesdk.converters.neon.plan import Plan
+from edgesdk.converters.neon.toolchain import Toolchain, find
+from edgesdk.converters.neon.trace import trace
+from edgesdk.errors import ConvertError
+from edgesdk.package import Package, content_digest
+from edgesdk.targets import Target
+from edgesdk.transformer.spec import TokenEmbedding
+
+SCHEMES = ("fp32", "w8a8", "w8a8-dynamic")
+
+name = "neon"
+
+
+def make_plan(graph: bytes, sequence: int) -> Plan:
+    """What the program will do for a package's graph.
+
+    Raises:
+        UnsupportedOp: something in the graph that the NEON build has no kernel for.
+    """
+    return fuse(trace(lower(graph, sequence)))
+
+
+def check(package: Package, target: Target) -> list[str]:
+    """The reasons why `convert` would fail; empty where it will not."""
+    reasons = []
+    if package.scheme not in SCHEMES:
+        reasons.append(f"scheme {package.scheme!r}: the NEON build has {', '.join(SCHEMES)}")
+    for step in (lambda: _compiler(target), lambda: make_plan(package.graph, package.sequence)):
+        try:
+            step()
+        except ConvertError as problem:
+            reasons.append(str(problem))
+    return reasons
+
+
+def convert(package: Package, target: Target, folder: Path) -> Artifact:
+    """Write the executable `model` and the artifact around it into the empty `folder`.
+
+    Raises:
+        ConvertError: see `check`; or the compiler fails.
+    """
+    if package.scheme not in SCHEMES:
+        raise ConvertError(f"{package.name}: the NEON build has no scheme {package.scheme!r}", f"one of {', '.join(SCHEMES)}")
+    kernels, toolchain = _compiler(target)
+    inputs, outputs = input_tensors(package), output_tensors(package)
+    plan = make_plan(package.graph, package.sequence)
+    sources: Sources = emit(plan, kernels, package.name, inputs, outputs)
+    build(sources, kernels, toolchain, folder / "model")
+    expected, golden_inputs, golden_outputs = golden(package)
+    tokens = isinstance(package.spec.embedding, TokenEmbedding)
+    artifact = Artifact(
+        name=f"{package.name}-{package.scheme}-{name}",
+        converter=name,
+        scheme=package.scheme,
+        target=target.name,
+        package=content_digest(package),
+        runtime={
+            "name": name, "isa": list(kernels.isa), "kernels": kernels.name,
+            "model_bytes": sources.weight_bytes, "arena_bytes": sources.arena_bytes,
+        },
+        files=(ArtifactFile("model", "", 0),),
+        inputs=inputs,
+        outputs=outputs,
+        golden=expected,
+        work="per_input" if tokens else "constant",
+        length_input="attention_mask" if tokens else None,
+        executable="model",
+        notes=(f"compiled by {toolchain.name} {toolchain.version}",),
+    )
+    return write_artifact(folder, artifact, golden_inputs, golden_outputs)
+
+
+def _compiler(target: Target) -> tuple[KernelSet, Toolchain]:
+    kernels = choose(target)
+    return kernels, find(kernels.triple)

@@ -1,0 +1,83 @@
+"""Kernel sets: what the generated code is packed and compiled for. One row of the table for each tile in `kernels/`."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from edgesdk.errors import ConvertError
+from edgesdk.targets import Target
+
+AARCH64, X86 = "aarch64-linux-gnu", "x86_64-linux-gnu"
+
+
+@dataclass(frozen=True)
+class KernelSet:
+    """`mr` x `nr` outputs of the int8 tile, `kr` products a step, `nf` columns of the float tile; `flip` is what is
+    added to the bits of int8 activations (0x80: stored as unsigned); `isa` are the CPU features that the binary needs,
+    by the names that `/proc/cpuinfo` (x86) or the targets (ARM) use; `flags` of gcc and clang."""
+
+    name: str
+    triple: str
+    mr: int
+    nr: int
+    kr: int
+    nf: int
+    isa: tuple[str, ...]
+    flags: tuple[str, ...]
+    flip: int = 0
+
+    @property
+    def macro(self) -> str:
+        return f"EDGE_ISA_{self.name.upper()}"
+
+
+KERNEL_SETS = {
+    "base": KernelSet("base", AARCH64, 4, 4, 16, 8, ("neon",), ("-march=armv8-a", "-mtune=cortex-a72")),
+    "dotprod": KernelSet(
+        "dotprod", AARCH64, 8, 12, 4, 8, ("neon", "dotprod"), ("-march=armv8.2-a+dotprod+fp16", "-mtune=neoverse-n1")
+    ),
+    "avx2": KernelSet("avx2", X86, 4, 16, 2, 16, ("avx2", "fma"), ("-mavx2", "-mfma")),
+    "avx512vnni": KernelSet(
+        "avx512vnni", X86, 8, 32, 4, 32, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
+        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"), 0x80,
+    ),
+    "scalar": KernelSet("scalar", X86, 4, 4, 1, 4, (), ()),
+}
+
+
+@cache
+def host_features() -> frozenset[str]:
+    """The `flags` of this machine's first CPU; empty where it is not x86."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return frozenset(value.split())
+    return frozenset()
+
+
+def choose(target: Target) -> KernelSet:
+    """The fastest kernel set that the target's CPU can run.
+
+    Raises:
+        ConvertError: the target's triple has no kernel set, or `native` on a machine that is not x86-64.
+    """
+    features = set(target.cpu.features)
+    if target.triple == AARCH64:
+        return KERNEL_SETS["dotprod" if "dotprod" in features else "base"]
+    if target.triple != X86:
+        raise ConvertError(f"target {target.name}: no NEON build kernels for {target.triple}")
+    if "native" in features:
+        if platform.machine() != "x86_64":
+            raise ConvertError(f"target {target.name}: native kernels are for x86-64, this is {platform.machine()}")
+        features |= host_features()
+    for name in ("avx512vnni", "avx2"):
+        if set(KERNEL_SETS[name].isa) <= features:
+            return KERNEL_SETS[name]
+    return KERNEL_SETS["scalar"]

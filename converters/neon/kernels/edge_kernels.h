@@ -1,0 +1,19 @@
+/* All kernels for one kernel set, chosen by -DEDGE_ISA_<SET>. Included once by the generated model.c. */
+#pragma once
+#include "edge_vector.h"
+#if defined(EDGE_ISA_BASE)
+#include "edge_tile_base.h"
+#elif defined(EDGE_ISA_DOTPROD)
+#include "edge_tile_dotprod.h"
+#elif defined(EDGE_ISA_AVX512VNNI)
+#include "edge_tile_avx512vnni.h"
+#elif defined(EDGE_ISA_AVX2)
+#include "edge_tile_avx2.h"
+#else
+#include "edge_tile_scalar.h"
+#endif
+#include "edge_gemm_int8.h"
+#include "edge_math.h"
+#include "edge_gemm_float.h"
+#include "edge_rows.h"
+#include "edge_attention.h"

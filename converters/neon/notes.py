@@ -1,0 +1,52 @@
+"""Which CPU features a binary needs: written into an ELF note, so that a board is spared a binary it cannot run."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from edgesdk.converters.neon.emit import NOTE_OWNER
+from edgesdk.errors import ConvertError
+
+PT_NOTE, NOTE_TYPE, LARGEST_NOTE = 4, 1, 1 << 16
+
+
+def read_isa(path: Path) -> list[str]:
+    """CPU features that the executable at `path` needs, such as `["neon", "dotprod"]`; empty for any CPU of its kind.
+
+    Raises:
+        ConvertError: not a 64-bit little-endian ELF file of the NEON build.
+    """
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(64)
+            if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+                raise ConvertError(f"{path}: not a 64-bit ELF file")
+            table, = struct.unpack_from("<Q", header, 32)
+            entry_size, entries = struct.unpack_from("<HH", header, 54)
+            for index in range(min(entries, 256) if entry_size >= 56 else 0):
+                stream.seek(table + index * entry_size)
+                entry = stream.read(56)
+                kind, = struct.unpack_from("<I", entry)
+                offset, size = struct.unpack_from("<Q", entry, 8)[0], struct.unpack_from("<Q", entry, 32)[0]
+                if kind == PT_NOTE and size <= LARGEST_NOTE:
+                    stream.seek(offset)
+                    found = _find(stream.read(size))
+                    if found is not None:
+                        return found
+    except (OSError, struct.error, OverflowError, UnicodeDecodeError) as problem:
+        raise ConvertError(f"{path}: not readable as ELF: {problem}") from problem
+    raise ConvertError(f"{path}: has no {NOTE_OWNER} note: not a binary of the NEON build")
+
+
+def _find(notes: bytes) -> list[str] | None:
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, text_size, kind = struct.unpack_from("<III", notes, at)
+        name = notes[at + 12 : at + 12 + name_size]
+        start = at + 12 + (name_size + 3) // 4 * 4
+        if kind == NOTE_TYPE and name == NOTE_OWNER.encode() + b"\0":
+            text = notes[start : start + text_size].decode("ascii")
+            return text.split(",") if text else []
+        at = start + (text_size + 3) // 4 * 4
+    return None

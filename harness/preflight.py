@@ -1,0 +1,64 @@
+"""What can be known before a candidate is sent: wrong architecture, missing CPU feature, missing runtime."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgesdk.converters.artifact import Artifact
+from edgesdk.harness.board import Board
+from edgesdk.harness.protocol import E_PREFLIGHT
+
+ELF_MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+# Our names of instruction sets → names in /proc/cpuinfo.
+FEATURES = {
+    "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fp16": "asimdhp",
+    "avx2": "avx2", "fma": "fma", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni",
+}
+RUNTIMES = {
+    "onnxruntime": {"onnxruntime": "onnxruntime"},
+    "litert": {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime"},
+    "neon": {},
+}
+
+
+def elf_machine(path: Path) -> str | None:
+    """Architecture of an ELF file as `uname -m` calls it; None when the file is not ELF."""
+    with path.open("rb") as stream:
+        header = stream.read(20)
+    if len(header) < 20 or header[:4] != b"\x7fELF":
+        return None
+    order = ">" if header[5] == 2 else "<"
+    (machine,) = struct.unpack(order + "H", header[18:20])
+    return ELF_MACHINES.get(machine, f"machine {machine}")
+
+
+def problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str, Any]) -> list[str]:
+    """Reasons why this artifact cannot run on this board; empty when none is known."""
+    return [f"{E_PREFLIGHT}: {text}" for text in _problems(folder, artifact, board, facts)]
+
+
+def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str, Any]) -> Iterator[str]:
+    name = str(artifact.runtime.get("name"))
+    if name not in RUNTIMES:
+        yield f"runtime {name!r} is not one that the worker runs: {', '.join(sorted(RUNTIMES))}"
+        return
+    if artifact.executable is not None:
+        found = elf_machine(folder / artifact.executable)
+        # A script is allowed: an interpreter on the board decides.
+        if found is not None and found != facts.get("machine"):
+            yield f"{artifact.executable} is built for {found}, {board.name} is {facts.get('machine')}"
+            return
+    elif not RUNTIMES[name]:
+        yield f"a {name} artifact needs an executable"
+    installed = facts.get("runtimes") or {}
+    packages = list(RUNTIMES[name])
+    if packages and artifact.executable is None and not any(installed.get(package) for package in packages):
+        yield f"{' or '.join(packages)} is not installed for {board.python} on {board.name}"
+    features = set(facts.get("cpu_features") or ())
+    isa = artifact.runtime.get("isa") or ()
+    absent = [flag for flag in isa if flag in FEATURES and FEATURES[flag] not in features]
+    if features and absent:
+        yield f"needs CPU feature {', '.join(absent)}, which {facts.get('cpu_model') or board.name} lacks"

@@ -1,0 +1,131 @@
+"""Run one child process: own session, files for its output, a hard deadline, and words for how it ended."""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+OUTPUT_LIMIT = 1 << 20
+FILE_LIMIT = 4 << 30
+EXIT_TEXTS = {64: "usage error", 65: "bad input file", 70: "internal error", 126: "not executable", 127: "not found"}
+
+
+class Ended:
+    """How a child ended: `reason` is "" for success; `code` is a rejection code or ""."""
+
+    def __init__(self, code: str, reason: str, stdout: bytes, wall_s: float, cpu_s: float) -> None:
+        self.code = code
+        self.reason = reason
+        self.stdout = stdout
+        self.wall_s = wall_s
+        self.cpu_s = cpu_s
+
+
+def _oom_kills() -> int:
+    try:
+        with open("/proc/vmstat") as stream:
+            for line in stream:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def _tail(path: str, size: int = 600) -> str:
+    with open(path, "rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, stream.tell() - size))
+        return " ".join(stream.read().decode("utf-8", "replace").split())
+
+
+def _limits() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+
+
+def run_child(
+    argv: "list[str]", folder: str, limit_s: float, tick: "Callable[[], None]", environment: "dict[str, str]"
+) -> Ended:
+    """Run `argv` in `folder` to its end, or kill its process group at the deadline.
+
+    Args:
+        limit_s: hard deadline in seconds.
+        tick: called about once a second (heartbeat).
+        environment: added to this process's environment.
+    """
+    environ = dict(os.environ)
+    environ.update({"LC_ALL": "C", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"})
+    environ.update(environment)
+    out_path = os.path.join(folder, "stdout")
+    error_path = os.path.join(folder, "stderr")
+    kills = _oom_kills()
+    start = time.monotonic()
+    name = os.path.basename(argv[0])
+    with open(out_path, "wb") as out, open(error_path, "wb") as error, open(os.devnull, "rb") as nothing:
+        try:
+            process = subprocess.Popen(
+                argv, stdin=nothing, stdout=out, stderr=error, cwd=folder, env=environ, start_new_session=True,
+                preexec_fn=_limits,
+            )
+        except OSError as problem:
+            return Ended("E_CRASH", f"cannot start {name}: {problem.strerror}", b"", 0.0, 0.0)
+    timed_out = False
+    try:
+        pid, status, usage = _wait(process, start + limit_s, tick)
+        if pid == 0:
+            timed_out = True
+            os.killpg(process.pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(process.pid, 0)
+        process.returncode = 0  # reaped by wait4; Popen must not wait again
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    wall = time.monotonic() - start
+    cpu = float(usage.ru_utime + usage.ru_stime)
+    with open(out_path, "rb") as stream:
+        stdout = stream.read(OUTPUT_LIMIT)
+    if timed_out:
+        return Ended("E_TIMEOUT", f"no end after {limit_s:.0f} s, killed", stdout, wall, cpu)
+    code, reason = describe_status(status, _oom_kills() > kills, _tail(error_path))
+    return Ended(code, reason, stdout, wall, cpu)
+
+
+def _wait(process: "subprocess.Popen[bytes]", deadline: float, tick: "Callable[[], None]") -> "Any":
+    pause = 0.01
+    next_tick = time.monotonic() + 1
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        now = time.monotonic()
+        if pid or now > deadline:
+            return pid, status, usage
+        if now > next_tick:
+            tick()
+            next_tick = now + 1
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
+
+
+def describe_status(status: int, oom_killed: bool, stderr: str) -> "tuple[str, str]":
+    """(rejection code, reason) of a wait status; ("", "") for success."""
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+        return "", ""
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    exit_status = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
+    if exit_status > 128:
+        number = exit_status - 128  # a shell or an emulator in between reports a signal like this
+    try:
+        name = signal.Signals(number).name if number else ""
+    except ValueError:
+        name = f"signal {number}"
+    tail = ": " + stderr if stderr else ""
+    memory_words = ("MemoryError", "bad_alloc", "Cannot allocate memory", "out of memory")
+    if (number == signal.SIGKILL and oom_killed) or any(word in stderr for word in memory_words):
+        return "E_OOM", "out of memory ({}){}".format(name or f"exit {exit_status}", tail)
+    if name:
+        return "E_CRASH", f"killed by {name}{tail}"
+    text = EXIT_TEXTS.get(exit_status, "failed")
+    return "E_CRASH", f"exit {exit_status} ({text}){tail}"

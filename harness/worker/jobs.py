@@ -1,0 +1,192 @@
+"""Jobs on the board: started once, detached, watched through a status file.
+
+The job's folder is made by one atomic rename, so an id starts once however often it is asked for. The process of the
+job holds `lock` of its folder while it lives; whoever finds the lock free and no final status knows that it died.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from typing import Any
+
+from edgesdk.harness.worker import store, work
+
+FINAL = ("done", "failed")
+
+
+def job_folder(state: str, identity: str) -> str:
+    """Folder of a job."""
+    return os.path.join(state, "jobs", store.digest_name(identity))
+
+
+def start(state: str, identity: str, spec: str) -> "dict[str, Any]":
+    """Start job `identity`, whose document is blob `spec`, unless it was started before; returns `look`."""
+    folder = job_folder(state, identity)
+    if not os.path.isdir(folder):
+        blob = os.path.join(state, "blobs", store.digest_name(spec))
+        job = store.read_json(blob)
+        if job["id"] != identity:
+            raise ValueError("job document is of another job")
+        new = f"{folder}.{os.getpid()}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        os.makedirs(new)
+        store.write_json(os.path.join(new, "job.json"), job)
+        try:
+            os.rename(new, folder)
+        except OSError:
+            shutil.rmtree(new)  # another start was faster
+    if not os.path.exists(os.path.join(folder, "status.json")) and not is_alive(folder):
+        _detach(state, folder)
+    return look(state, identity)
+
+
+def look(state: str, identity: str) -> "dict[str, Any]":
+    """The status of a job, with `state` = `lost` when its process is gone without a final status."""
+    folder = job_folder(state, identity)
+    if not os.path.isdir(folder):
+        return {"job": identity, "state": "unknown"}
+    alive = is_alive(folder)  # before reading: a job that ends in between has a final status
+    try:
+        status = store.read_json(os.path.join(folder, "status.json"))  # type: dict[str, Any]
+    except (OSError, ValueError):
+        status = {"job": identity, "state": "starting"}
+    if not alive and status["state"] not in FINAL:
+        status["state"] = "lost"
+    return status
+
+
+def stop(state: str, identity: str) -> "dict[str, Any]":
+    """End a job: its process is told to stop, and kills its child."""
+    folder = job_folder(state, identity)
+    for _ in range(50):
+        if not is_alive(folder):
+            break
+        try:
+            with open(os.path.join(folder, "pid")) as stream:
+                os.kill(int(stream.read()), signal.SIGTERM)
+        except (OSError, ValueError):
+            break
+        time.sleep(0.1)
+    return look(state, identity)
+
+
+def is_alive(folder: str) -> bool:
+    """Does a process hold the job's lock?"""
+    try:
+        descriptor = os.open(os.path.join(folder, "lock"), os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _detach(state: str, folder: str) -> None:
+    """Run the job in a process of its own session; returns when that process has written its first status."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    code = 1
+    try:
+        os.close(reader)
+        log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        _Job(state, folder).run(writer)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class _Job:
+    def __init__(self, state: str, folder: str) -> None:
+        self.state = state
+        self.folder = folder
+        self.document = store.read_json(os.path.join(folder, "job.json"))
+        self.beat = 0
+
+    def run(self, ready: int) -> None:
+        """Take the locks, do the job, write the final status."""
+        lock = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return  # another start of the same job was faster
+        if os.path.exists(os.path.join(self.folder, "status.json")):
+            return
+        store.write_atomic(os.path.join(self.folder, "pid"), str(os.getpid()).encode())
+        self._write({"state": "waiting"})
+        os.close(ready)
+        signal.signal(signal.SIGTERM, _on_terminate)
+        try:
+            self._take_board()
+            result = work.do_job(self.state, self.folder, self.document, self._progress)
+            self._write(dict(result, state="done"))
+        except work.JobFailed as problem:
+            self._fail(problem.kind, problem.message)
+        except OSError as problem:
+            traceback.print_exc()
+            failure = work.failure_of(problem)
+            self._fail(failure.kind, failure.message)
+        except SystemExit:
+            self._fail("cancelled", "stopped on request")
+        except BaseException as problem:
+            traceback.print_exc()
+            self._fail("worker", f"fault in the worker: {problem!r}")
+
+    def _take_board(self) -> None:
+        """Only one job runs on a board, whoever asks."""
+        descriptor = os.open(os.path.join(self.state, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + float(self.document["lock_wait_s"])
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                pass
+            if time.monotonic() > deadline:
+                raise work.JobFailed("busy", "another job holds the board")
+            self._write({"state": "waiting"})
+            time.sleep(0.5)
+
+    def _progress(self, step: str, done: int, total: int) -> None:
+        self._write({"state": "running", "step": step, "done": done, "total": total})
+
+    def _fail(self, kind: str, message: str) -> None:
+        self._write({"state": "failed", "error": {"kind": kind, "message": message}})
+
+    def _write(self, status: "dict[str, Any]") -> None:
+        self.beat += 1
+        status.update({"job": self.document["id"], "beat": self.beat})
+        store.write_json(os.path.join(self.folder, "status.json"), status)
+
+
+def _on_terminate(number: int, frame: "Any") -> None:
+    raise SystemExit("terminated")
+
+
+def print_json(value: "Any") -> None:
+    """One line of JSON on stdout."""
+    sys.stdout.write(json.dumps(value, sort_keys=True) + "\n")

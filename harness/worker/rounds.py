@@ -1,0 +1,165 @@
+"""Runs of one artifact in child processes: outputs for given inputs, a timed round, a counted round."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from edgesdk.harness.worker import blocks, child, count, store, timing
+
+ROUND_INTEGERS = ("count", "batch", "p50_ns", "cold_load_ns", "first_inference_ns")
+COUNTED_INPUTS = 4
+
+
+def parse_round(stdout: bytes) -> "dict[str, Any]":
+    """The round's JSON: the last line of stdout that is one (ValueError when there is none or it is malformed)."""
+    for line in reversed(stdout.decode("utf-8", "replace").splitlines()):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and found.get("format") == "edgesdk.round":
+            break
+    else:
+        raise ValueError("the runner printed no edgesdk.round document")
+    if found.get("version") != 1:
+        raise ValueError("edgesdk.round version {!r}, expected 1".format(found.get("version")))
+    for key in ROUND_INTEGERS:
+        if type(found.get(key)) is not int or not 0 <= found[key] < 1 << 62:
+            raise ValueError(f"edgesdk.round: {key} is {found.get(key)!r}, expected a whole number")
+    if found["count"] < 1 or found["batch"] < 1:
+        raise ValueError("edgesdk.round: no samples")
+    if type(found.get("steady")) is not bool:
+        raise ValueError("edgesdk.round: steady is {!r}".format(found.get("steady")))
+    for key in ("peak_rss_bytes", "cpu_ns"):
+        if type(found.get(key)) is not int or not 0 <= found[key] < 1 << 62:
+            found[key] = None
+    return found
+
+
+class Candidate:
+    """One artifact laid out on the board, and what is known of it so far (`record`)."""
+
+    def __init__(self, folder: str, spec: "dict[str, Any]", work: str, tick: "Callable[[], None]") -> None:
+        self.folder = folder
+        self.work = work
+        self.tick = tick
+        self.document = store.read_json(os.path.join(folder, "artifact.json"))
+        golden = self.document["golden"]
+        self.n = int(golden["n"])
+        self.golden_inputs = os.path.join(folder, *store.safe_parts(golden["inputs"]))
+        self.golden_outputs = os.path.join(folder, *store.safe_parts(golden["outputs"]))
+        self.tolerance = golden["tolerance"]
+        self.record = {
+            "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "reasons": [],
+        }  # type: dict[str, Any]
+        os.makedirs(work)
+
+    def fail(self, code: str, reason: str) -> None:
+        """Note why this candidate is not valid."""
+        self.record["reasons"].append({"code": code, "text": reason})
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.record["reasons"])
+
+    def command(self, *arguments: str) -> "list[str]":
+        """The command line of the artifact's own binary, or of the Python runtime's runner."""
+        executable = self.document.get("executable")
+        if executable:
+            return [os.path.join(self.folder, *store.safe_parts(executable))] + list(arguments)
+        worker = os.path.abspath(sys.argv[0])
+        return [sys.executable, worker, "runtime", self.document["runtime"]["name"], self.folder] + list(arguments)
+
+    def run(self, arguments: "list[str]", limit_s: float, environment: "dict[str, str]") -> child.Ended:
+        """Run one sub-command in this candidate's work folder."""
+        return child.run_child(self.command(*arguments), self.work, limit_s, self.tick, environment)
+
+    def outputs(self, inputs: str, n: int, limit_s: float, what: str) -> "tuple[bytes, float] | None":
+        """Outputs of n inputs as a raw block, and the seconds it took; None after noting the failure."""
+        path = os.path.join(self.work, "outputs")
+        ended = self.run(["run", "--inputs", inputs, "--n", str(n), "--outputs", path], limit_s, {})
+        if ended.code:
+            self.fail(ended.code, f"{what}: {ended.reason}")
+            return None
+        try:
+            with open(path, "rb") as stream:
+                data = stream.read()
+            os.unlink(path)
+        except OSError as problem:
+            self.fail("E_CRASH", f"{what}: wrote no outputs: {problem.strerror}")
+            return None
+        expected = blocks.block_bytes(self.document["outputs"], n)
+        if len(data) != expected:
+            self.fail("E_CRASH", f"{what}: wrote {len(data)} bytes of outputs, expected {expected}")
+            return None
+        return data, ended.wall_s
+
+    def timed(self, seed: int, profile: "dict[str, Any]", samples: str, per_inference_s: float) -> "dict[str, Any]":
+        """One timed round; `samples` is the file for its raw samples. Returns the round's record."""
+        arguments = ["bench", "--inputs", self.golden_inputs, "--n", str(self.n), "--seed", str(seed)]
+        for key in ("warmup_iterations", "warmup_seconds", "window_seconds", "min_samples", "max_warmup_seconds"):
+            arguments += ["--" + key.replace("_", "-"), str(profile[key])]
+        arguments += ["--samples", samples]
+        predicted = profile["max_warmup_seconds"] + profile["window_seconds"]
+        predicted += (profile["min_samples"] + profile["warmup_iterations"]) * per_inference_s
+        before = _busy_seconds()
+        ended = self.run(arguments, 120 + 3 * predicted, {})
+        busy = _busy_seconds() - before
+        if ended.code:
+            raise RoundFailed(ended.code, ended.reason)
+        try:
+            record = parse_round(ended.stdout)
+            size = os.path.getsize(samples)
+        except (OSError, ValueError) as problem:
+            raise RoundFailed("E_CRASH", str(problem)) from problem
+        if size != 8 * record["count"]:
+            raise RoundFailed("E_CRASH", "{} bytes of samples for a count of {}".format(size, record["count"]))
+        # Share of one core that other processes used while this one ran.
+        record["other_cpu"] = round(max(0.0, busy - ended.cpu_s) / max(ended.wall_s, 1e-9), 4)
+        record["sha256"] = store.sha256_file(samples)
+        return record
+
+    def counted(self, seed: int, plugin: str, counts: str, limit_s: float) -> "dict[str, Any]":
+        """One counted round under qemu-user's plugin; `counts` is the file for the plugin's raw lines."""
+        rows = timing.seeded_order(self.n, seed)[:COUNTED_INPUTS]
+        with open(self.golden_inputs, "rb") as stream:
+            data = blocks.take_rows(stream.read(), self.document["inputs"], self.n, rows)
+        inputs = os.path.join(self.work, "count.bin")
+        store.write_atomic(inputs, data)
+        if os.path.exists(counts):
+            os.unlink(counts)
+        environment = {"QEMU_PLUGIN": f"{plugin},out={counts}"}
+        ended = self.run(["count", "--inputs", inputs, "--n", str(len(rows))], limit_s, environment)
+        if ended.code:
+            raise RoundFailed(ended.code, ended.reason)
+        try:
+            with open(counts, "rb") as stream:
+                inferences = count.parse_counts(stream.read().decode("utf-8", "replace"))
+        except OSError as problem:
+            raise RoundFailed("E_CRASH", f"the counting plugin wrote nothing: {problem.strerror}") from problem
+        if len(inferences) != len(rows):
+            text = f"the counting plugin saw {len(inferences)} inferences, expected {len(rows)}"
+            raise RoundFailed("E_CRASH", text)
+        return {"count": len(rows), "classes": count.mean_counts(inferences), "sha256": store.sha256_file(counts)}
+
+
+class RoundFailed(Exception):
+    """A round that gave no figures, with its code."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def _busy_seconds() -> float:
+    """CPU seconds that all cores spent on processes since boot (0 where /proc/stat cannot be read)."""
+    try:
+        with open("/proc/stat") as stream:
+            fields = [int(word) for word in stream.readline().split()[1:9]]
+        user, nice, system, _idle, _wait, irq, softirq, _steal = fields
+        return (user + nice + system + irq + softirq) / float(os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError):
+        return 0.0

@@ -1,0 +1,132 @@
+"""`worker runtime NAME ARTIFACT run|bench|count|info …`: the same commands as a NEON binary, for Python runtimes.
+
+Exit codes: 64 usage, 65 bad input file, 70 the runtime failed.
+"""
+
+import argparse
+import gc
+import json
+import os
+import sys
+from typing import Any
+
+from edgesdk.harness.worker import count, store, timing
+from edgesdk.harness.worker.runtimes import DTYPES, RUNTIMES, Runtime
+
+USAGE, BAD_INPUT, INTERNAL = 64, 65, 70
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> "Any":
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the sub-command `runtime`."""
+    parser.add_argument("runtime", choices=sorted(RUNTIMES))
+    parser.add_argument("artifact", help="folder with artifact.json and its files")
+    commands = parser.add_subparsers(dest="action", parser_class=_Parser)
+    commands.add_parser("info")
+    for name in ("run", "bench", "count"):
+        command = commands.add_parser(name)
+        command.add_argument("--inputs", required=True)
+        command.add_argument("--n", type=int, required=True)
+        if name == "run":
+            command.add_argument("--outputs", required=True)
+        if name == "bench":
+            command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--warmup-iterations", type=int, required=True)
+            command.add_argument("--warmup-seconds", type=float, required=True)
+            command.add_argument("--max-warmup-seconds", type=float, required=True)
+            command.add_argument("--window-seconds", type=float, required=True)
+            command.add_argument("--min-samples", type=int, required=True)
+            command.add_argument("--samples", required=True)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run one sub-command; see the module's text."""
+    if arguments.action is None:
+        sys.stderr.write("expected run, bench, count or info\n")
+        return USAGE
+    try:
+        document = store.read_json(os.path.join(arguments.artifact, "artifact.json"))
+        runtime = RUNTIMES[arguments.runtime](arguments.artifact, document)
+        if arguments.action == "info":
+            info = {"runtime": arguments.runtime, "name": document["name"]}
+            info.update({key: document[key] for key in ("inputs", "outputs")})
+            print(json.dumps(info))
+            return 0
+        with open(arguments.inputs, "rb") as stream:
+            data = stream.read()
+    except (OSError, ValueError, KeyError, IndexError) as problem:
+        sys.stderr.write(f"cannot read inputs: {problem!r}\n")
+        return BAD_INPUT
+    gc.disable()
+    before = timing.now_ns()
+    runtime.load()
+    loaded = timing.now_ns() - before
+    try:
+        runtime.set_inputs(data, arguments.n)
+    except ValueError as problem:
+        sys.stderr.write(f"bad input block: {problem}\n")
+        return BAD_INPUT
+    actions = {"run": _run, "bench": _bench, "count": _count}
+    actions[arguments.action](runtime, arguments, loaded)
+    return 0
+
+
+def _run(runtime: Runtime, arguments: argparse.Namespace, loaded: int) -> None:
+    import numpy as np
+
+    tensors = runtime.document["outputs"]
+    blocks = [[] for _ in tensors]  # type: list[list[bytes]]
+    for row in range(arguments.n):
+        for block, tensor, output in zip(blocks, tensors, runtime.infer(row)):  # noqa: B905
+            shaped = np.asarray(output).reshape(tensor["shape"][1:])
+            block.append(np.ascontiguousarray(shaped, DTYPES[tensor["dtype"]]).tobytes())
+    store.write_atomic(arguments.outputs, b"".join(b"".join(block) for block in blocks))
+
+
+def _bench(runtime: Runtime, arguments: argparse.Namespace, loaded: int) -> None:
+    order = timing.seeded_order(arguments.n, arguments.seed)
+    # Where inputs differ in work, two full passes are compared, not blocks of ten.
+    block = len(order) if runtime.document.get("work") == "per_input" else timing.BLOCK
+    options = timing.Options(
+        arguments.warmup_iterations, arguments.warmup_seconds, arguments.max_warmup_seconds,
+        arguments.window_seconds, arguments.min_samples, block,
+    )
+    before = timing.now_ns()
+    runtime.infer(order[0])
+    first = timing.now_ns() - before
+    result = timing.timed_round(runtime.infer, order, options)
+    samples = result.pop("samples")
+    if sys.byteorder == "big":
+        samples.byteswap()
+    store.write_atomic(arguments.samples, samples.tobytes())
+    result.update(
+        {
+            "format": "edgesdk.round", "version": 1, "cold_load_ns": loaded, "first_inference_ns": first,
+            "peak_rss_bytes": peak_rss(),
+        }
+    )
+    print("\n" + json.dumps(result, sort_keys=True))
+
+
+def _count(runtime: Runtime, arguments: argparse.Namespace, loaded: int) -> None:
+    mark = count.marker_function()
+    for row in range(2):
+        runtime.infer(row % arguments.n)
+    for row in range(arguments.n):
+        mark(count.START)
+        runtime.infer(row)
+        mark(count.END)
+
+
+def peak_rss() -> "int | None":
+    """VmHWM of this process in bytes."""
+    with open("/proc/self/status") as stream:
+        for line in stream:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None

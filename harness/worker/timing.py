@@ -1,0 +1,104 @@
+"""The timed round: warm-up until steady, then a window of samples on CLOCK_MONOTONIC_RAW."""
+
+import array
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+STEADY = 0.05
+BLOCK = 10
+SHORT_NS = 1000000
+
+
+def now_ns() -> int:
+    """CLOCK_MONOTONIC_RAW in nanoseconds (Python 3.6 only has it as a float)."""
+    read = getattr(time, "clock_gettime_ns", None)
+    if read is not None:
+        return int(read(time.CLOCK_MONOTONIC_RAW))
+    return int(time.clock_gettime(time.CLOCK_MONOTONIC_RAW) * 1e9)
+
+
+def median(values: "list[int]") -> float:
+    """Middle value (mean of the middle two)."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return float(ordered[half]) if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2.0
+
+
+def seeded_order(n: int, seed: int) -> "list[int]":
+    """The order in which n inputs are cycled."""
+    order = list(range(n))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def is_steady(durations: "list[int]", block: int) -> bool:
+    """Medians of the last two blocks differ by less than 5 %."""
+    if len(durations) < 2 * block:
+        return False
+    before = median(durations[-2 * block : -block])
+    after = median(durations[-block:])
+    return abs(after - before) < STEADY * before
+
+
+class Options:
+    """Numbers of one round; seconds and counts as in `harness/protocol.py`."""
+
+    def __init__(
+        self, warmup_iterations: int, warmup_seconds: float, max_warmup_seconds: float, window_seconds: float,
+        min_samples: int, block: int,
+    ) -> None:
+        self.warmup_iterations = warmup_iterations
+        self.warmup_seconds = warmup_seconds
+        self.max_warmup_seconds = max_warmup_seconds
+        self.window_seconds = window_seconds
+        self.min_samples = min_samples
+        self.block = block
+
+
+def timed_round(infer: "Callable[[int], Any]", order: "list[int]", options: Options) -> "dict[str, Any]":
+    """Time `infer(row)` over the rows of `order`, cycled.
+
+    Returns:
+        the keys of the round's JSON that come from timing, and `samples`: array of int64 nanoseconds, each for
+        `batch` calls in a row.
+    """
+    position = 0
+    durations = []  # type: list[int]
+    start = now_ns()
+    steady = False
+    while True:
+        before = now_ns()
+        infer(order[position % len(order)])
+        after = now_ns()
+        position += 1
+        durations.append(after - before)
+        elapsed = (after - start) / 1e9
+        if len(durations) >= options.warmup_iterations and elapsed >= options.warmup_seconds:
+            steady = is_steady(durations, options.block)
+            if steady:
+                break
+        if elapsed >= options.max_warmup_seconds:
+            break
+    warmup = {"iterations": len(durations), "seconds": elapsed}
+    typical = max(1.0, median(durations[-2 * options.block :]))
+    batch = 1 if typical >= SHORT_NS else int(-(-SHORT_NS // typical))
+    samples = array.array("q")
+    cpu = time.process_time()
+    start = now_ns()
+    window = options.window_seconds * 1e9
+    while True:
+        before = now_ns()
+        for _ in range(batch):
+            infer(order[position % len(order)])
+            position += 1
+        after = now_ns()
+        samples.append(after - before)
+        if after - start >= window and len(samples) >= options.min_samples:
+            break
+    cpu_ns = int((time.process_time() - cpu) * 1e9)
+    return {
+        "count": len(samples), "batch": batch, "p50_ns": int(round(median(list(samples)) / batch)),
+        "warmup": warmup, "steady": steady, "cpu_ns": cpu_ns, "samples": samples,
+    }

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Set up everything that `make demo` and `make test` need: system packages (where apt and root or sudo are there) and a
+# virtual environment with pinned Python packages. Safe to run again: what is there already is left alone.
+#   scripts/setup.sh demo|test
+set -euo pipefail
+cd "$(dirname "$0")/.."
+purpose=${1:-demo}
+
+declare -A packages=(
+  [gcc]=gcc [aarch64-linux-gnu-gcc]="gcc-aarch64-linux-gnu libc6-dev-arm64-cross" [clang-19]="clang-19 lld-19 llvm-19"
+  [qemu-aarch64]=qemu-user [sshd]="openssh-server openssh-client" [mmdebstrap]="mmdebstrap arch-test"
+)
+declare -A without=(
+  [gcc]="the neon converter cannot build for this machine" [aarch64-linux-gnu-gcc]="no neon builds for ARM boards"
+  [clang-19]="neon builds use gcc" [qemu-aarch64]="no emulated boards" [sshd]="no emulated boards"
+  [mmdebstrap]="no emulated boards"
+)
+[ "$purpose" = test ] && { packages[chromium]=chromium; without[chromium]="the report is not opened in a browser"; }
+
+missing=()
+PATH=$PATH:/usr/sbin:/sbin
+for command in "${!packages[@]}"; do command -v "$command" >/dev/null || missing+=("$command"); done
+python3 -c 'import ensurepip' 2>/dev/null || { missing+=(venv); packages[venv]=python3-venv; without[venv]="nothing works"; }
+
+if [ ${#missing[@]} -gt 0 ]; then
+  root=""
+  if [ "$(id -u)" != 0 ]; then root=none; sudo -n true 2>/dev/null && root="sudo -n"; fi
+  if command -v apt-get >/dev/null && [ "$root" != none ]; then
+    names=(); for command in "${missing[@]}"; do read -ra some <<<"${packages[$command]}"; names+=("${some[@]}"); done
+    echo "setup: installing ${names[*]}"
+    $root apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $root apt-get install -y -qq --no-install-recommends "${names[@]}" >/dev/null
+  else
+    for command in "${missing[@]}"; do
+      echo "setup: missing $command (package ${packages[$command]}): ${without[$command]}"
+    done
+  fi
+fi
+
+# The stamp holds the digest of what was installed, so a changed pin installs again.
+stamp=.venv/.edgesdk-setup
+wanted=$(cat requirements.txt setup.cfg scripts/setup.sh | sha256sum)
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+  python=$(command -v python3.11 || command -v python3)
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Python 3.11 or newer is needed"; exit 1; }
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  echo "setup: installing Python packages into .venv"
+  # torch first and by itself: a later resolver must find it installed and leave it alone.
+  .venv/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0
+  .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
+  echo "$wanted" >"$stamp"
+fi
+# The editable install is a tree of links: it is made anew so that new files are seen.
+.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -1,0 +1,150 @@
+"""`edgesdk build`, `edgesdk plan`, `edgesdk bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgesdk.cli.output import print_json, print_table, progress_bar, say
+
+Model = Annotated[str | None, typer.Option(help="transformers folder, module:function, or .edgepkg; default: the demo")]
+Data = Annotated[str | None, typer.Option(help="evaluation data: module:function, .csv, .jsonl or .npz")]
+TrainData = Annotated[str | None, typer.Option(help="training data for calibration and recovery, same forms")]
+TargetName = Annotated[str, typer.Option(help="class of hardware: host, rpi5, rpi4, jetson, … or a .toml file")]
+Recipes = Annotated[list[str] | None, typer.Option("--recipe", help="preset or recipe.yaml; may be given again")]
+Converters = Annotated[list[str] | None, typer.Option("--converter", help="onnx, tflite or neon; may be given again")]
+Goals = Annotated[list[str] | None, typer.Option("--goal", help="e.g. accuracy='max-degradation 1', size='max 30%'")]
+BoardName = Annotated[str | None, typer.Option("--board", help="board of farm.toml; default: one of the target")]
+Farm = Annotated[Path | None, typer.Option(help="farm file; default: farm.toml")]
+Sequence = Annotated[int | None, typer.Option(help="tokens of the artifacts; default: those of the data")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="seed of training, sampling and round order")]
+Profile = Annotated[str, typer.Option(help="measuring profile: smoke, nightly, publish")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog="Example: edgesdk build --target rpi5 --recipe int8 --goal accuracy='max-degradation 1'")(build)
+    app.command(epilog="Example: edgesdk plan --model ./my-bert --data test.csv --target rpi4")(plan)
+    app.command(epilog="Example: edgesdk bench out/artifacts/int8-neon --board host")(bench)
+
+
+def build(
+    model: Model = None, data: Data = None, train_data: TrainData = None, target: TargetName = "host",
+    recipe: Recipes = None, converter: Converters = None, goal: Goals = None, board: BoardName = None,
+    farm: Farm = None, sequence: Sequence = None, seed: Seed = 0, profile: Profile = "smoke",
+    out: Annotated[Path | None, typer.Option(help="folder of the build; default: .edgesdk/builds/…")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the recipes that would run, and stop")] = False,
+    json: Json = False,
+) -> int:
+    """Compress, convert, deploy, measure, choose, report."""
+    from edgesdk.pipeline import Request
+    from edgesdk.pipeline import build as run_build
+
+    request = Request(
+        model=model, data=data, train_data=train_data, target=target, recipes=recipe or (), converters=converter or (),
+        goals=goal or None, board=board, farm=farm, sequence=sequence, seed=seed, profile=profile, out=out,
+        command=_command(model, data, train_data, target, recipe, converter, goal, board, seed),
+    )
+    if dry_run:
+        from edgesdk.plan import recipes_of
+
+        documents = {entry.name: entry.plain() for entry in recipes_of(request)}
+        print_json(documents)
+        return 0
+    with progress_bar() as progress:
+        result = run_build(request, progress, say)
+    if json:
+        print_json(result.document)
+    else:
+        _print_build(result.document)
+    return 0 if result.selection.selected is not None else 1
+
+
+def plan(
+    model: Model = None, data: Data = None, train_data: TrainData = None, target: TargetName = "host",
+    recipe: Recipes = None, converter: Converters = None, goal: Goals = None, board: BoardName = None,
+    farm: Farm = None, sequence: Sequence = None, seed: Seed = 0, json: Json = False,
+) -> int:
+    """Say what a build would run, and what it would refuse and why, without doing it."""
+    from edgesdk.pipeline import Request
+    from edgesdk.plan import make_plan
+
+    request = Request(
+        model=model, data=data, train_data=train_data, target=target, recipes=recipe or (), converters=converter or (),
+        goals=goal or None, board=board, farm=farm, sequence=sequence, seed=seed,
+    )
+    document = make_plan(request)
+    if json:
+        print_json(document)
+        return 0
+    say(f"target {document['target']}, board {document['board']} ({document['provenance']})")
+    rows = [
+        (c["name"], c["scheme"], c["bytes"]["value"], c["macs"]["value"], "; ".join(c["reasons"]) or "would run")
+        for c in document["candidates"]
+    ]
+    print_table(("candidate", "scheme", "bytes (predicted)", "MACs (predicted)", "verdict"), rows)
+    for reason in document["reasons"]:
+        say(f"refused: {reason}")
+    return 2 if document["reasons"] else 0
+
+
+def bench(
+    artifact: Annotated[list[Path], typer.Argument(help="artifact folders of a build")],
+    board: BoardName = None, farm: Farm = None, profile: Profile = "smoke", seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="folder of the raw samples")] = Path(".edgesdk/bench"),
+    json: Json = False,
+) -> int:
+    """Measure artifacts again, interleaved, on a board of their target."""
+    from edgesdk.bench import run_bench
+
+    with progress_bar() as progress:
+        documents = run_bench(artifact, board, farm, profile, seed, out, progress, say)
+    if json:
+        print_json(documents)
+    else:
+        rows = [
+            (d["name"], d["board"], d["latency_ms"]["p50"], d["latency_ms"]["p90"], d["instructions"]["value"],
+             "; ".join(d["reasons"]) or "valid")
+            for d in documents
+        ]
+        print_table(("artifact", "board", "p50 ms", "p90 ms", "instructions", "verdict"), rows)
+    return 0 if all(document["valid"] for document in documents) else 5
+
+
+def _command(
+    model: str | None, data: str | None, train_data: str | None, target: str, recipe: list[str] | None,
+    converter: list[str] | None, goal: list[str] | None, board: str | None, seed: int,
+) -> tuple[str, ...]:
+    """The argv that makes this build again."""
+    command = ["edgesdk", "build", "--target", target]
+    single = (("--model", model), ("--data", data), ("--train-data", train_data), ("--board", board))
+    for option, value in single:
+        command += [option, value] if value is not None else []
+    for option, values in (("--recipe", recipe), ("--converter", converter), ("--goal", goal)):
+        for value in values or ():
+            command += [option, value]
+    return (*command, "--seed", str(seed))
+
+
+def _print_build(document: dict[str, Any]) -> None:
+    rows = [_row(candidate, document) for candidate in document["candidates"]]
+    columns = ("candidate", "accuracy", "size", "p50", "p90", "instructions", "peak RSS", "verdict")
+    print_table(columns, rows, f"{document['target']} on {document['board']}")
+    selected = document["selected"]
+    print_table(("result", ""), [("selected", selected or "none: no candidate meets the goals"),
+                                 ("report", document["report"]), ("packages", document["package"])])
+
+
+def _row(candidate: dict[str, Any], document: dict[str, Any]) -> tuple[str, ...]:
+    from edgesdk.reports import units
+
+    name, accuracy, latency = candidate["name"], candidate["accuracy"], candidate["latency_ms"]
+    chosen = "selected" if name == document["selected"] else document["why_not"].get(name, "")
+    return (
+        name, units.percent(accuracy["value"]), units.size(candidate["artifact"]["bytes"]),
+        units.milliseconds(latency["p50"]), units.milliseconds(latency["p90"]),
+        units.count(candidate["instructions"]["value"]), units.size(candidate["peak_rss_bytes"]["value"]), chosen,
+    )

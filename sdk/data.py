@@ -1,0 +1,282 @@
+"""Data sets: inputs of a model with labels, in memory, checked before anything runs on them.
+
+`load_data` reads what `--data` and `--train-data` name:
+
+    module:function     returns a Dataset, (inputs, labels), or a dictionary with the keys of an .npz
+    FILE.npz            input_ids, attention_mask, labels | pixel_values, labels | features (labels)
+    FILE.csv, .jsonl    columns or keys `text` and `label`; needs the tokenizer of the model's folder
+
+Shapes: N rows, S tokens, H hidden. Rows in messages count from 0, lines of text files from 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesdk.data_check import check_inputs, check_labels, fit_tokens
+from edgesdk.data_files import read_npz, read_text
+from edgesdk.errors import ConfigError
+from edgesdk.transformer.spec import PatchEmbedding, TokenEmbedding, TransformerSpec
+from edgesdk.user_code import call_function, is_function, missing_path
+
+# Tokens of a text data set where the caller names no sequence.
+TEXT_SEQUENCE = 64
+# A label as a number, with the name that transformers makes up for it.
+NUMBER = re.compile(r"(?:LABEL_)?([+-]?\d{1,18})", re.ASCII)
+SOURCES = "module:function, or a .csv, .jsonl or .npz file"
+
+
+class TextEncoder(Protocol):
+    """What turns texts into `input_ids` and `attention_mask`, int64 [N, sequence]: `edgesdk.tokenizer.Tokenizer`."""
+
+    def encode(self, texts: Sequence[str], sequence: int) -> dict[str, NDArray[np.int64]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Inputs and labels of N rows.
+
+    Attributes:
+        inputs: name → array [N, …], the named inputs of the model.
+        labels: int64 [N], or None where there are none (task `encoding`).
+        name: where it comes from, for messages and reports.
+        label_names: names of the labels 0, 1 … where the file has names.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    labels: NDArray[np.int64] | None
+    name: str = "data"
+    label_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values()), ()))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of names, types, shapes and contents of inputs and labels; not of `name`."""
+        sha = hashlib.sha256()
+        arrays = {**self.inputs, **({} if self.labels is None else {"labels": self.labels})}
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            sha.update(array.tobytes())
+        return sha.hexdigest()
+
+    def take(self, indices: Sequence[int] | NDArray[Any]) -> Dataset:
+        """The rows at `indices`, in that order."""
+        rows = np.asarray(indices, np.int64)
+        inputs = {name: value[rows] for name, value in self.inputs.items()}
+        labels = None if self.labels is None else self.labels[rows]
+        return Dataset(inputs, labels, self.name, self.label_names)
+
+    def head(self, n: int) -> Dataset:
+        """The first `n` rows, or all where there are fewer."""
+        return self.take(np.arange(min(n, len(self))))
+
+    def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+        """(rest, part) with round(fraction · N) rows in `part`; every label has its share of it, to within one row.
+
+        The rows are shuffled, sorted by label, and taken at even distances. Both keep the order of the rows.
+
+        Raises:
+            ConfigError: one of the two would be empty.
+        """
+        count = len(self)
+        size = round(fraction * count)
+        if not 0 < size < count:
+            raise ConfigError(
+                f"{self.name}: cannot split {fraction:g} of {count} rows off: {size} against {count - size}",
+                "give more rows",
+            )
+        order = np.random.default_rng(seed).permutation(count)
+        if self.labels is not None:
+            order = order[np.argsort(self.labels[order], kind="stable")]
+        chosen = order[((np.arange(size) + 0.5) * count / size).astype(np.int64)]
+        in_part = np.zeros(count, bool)
+        in_part[chosen] = True
+        return self.take(np.flatnonzero(~in_part)), self.take(np.flatnonzero(in_part))
+
+
+def load_data(
+    source: str,
+    spec: TransformerSpec,
+    *,
+    sequence: int | None = None,
+    tokenizer: TextEncoder | None = None,
+    labels: Sequence[str] | None = None,
+    task: str | None = None,
+) -> Dataset:
+    """Read and check the data that a source names; see the module.
+
+    Args:
+        source: `module:function` or a file.
+        spec: the model that it is for.
+        sequence: tokens of every row. Arrays are padded or cut to it (cut only where that loses padding alone). None
+            means as the arrays are, and `TEXT_SEQUENCE` for text.
+        tokenizer: for text.
+        labels: names of the classes; without, names in a text file are numbered in sorted order (`label_names`).
+        task: `classification` needs labels, `encoding` does not; None means what the spec is.
+
+    Raises:
+        ConfigError: naming file, key, row or line, and value of what is wrong.
+    """
+    if sequence is not None and isinstance(spec.embedding, TokenEmbedding) and not 1 <= sequence <= spec.max_length:
+        raise ConfigError(f"sequence is {sequence}, expected 1 to {spec.max_length}, the longest of this model")
+    path = Path(source)
+    needs_labels = (task or ("classification" if spec.classes else "encoding")) == "classification"
+    if os.path.isfile(path):
+        if path.suffix.lower() in (".csv", ".jsonl"):
+            return _load_text(path, spec, sequence, tokenizer, labels, needs_labels)
+        if path.suffix.lower() != ".npz":
+            raise ConfigError(f"data {source}: a file of type {path.suffix or 'nothing'!r}", f"give {SOURCES}")
+        names = _input_names(spec)
+        arrays = read_npz(path, {*names, "labels"}, required=names)
+        return _dataset(arrays, str(source), spec, sequence, needs_labels)
+    if os.path.isdir(path):
+        raise ConfigError(f"data {source}: a folder", f"give {SOURCES}")
+    if is_function(source):
+        result = call_function(source, "data", raised=ConfigError)
+        if isinstance(result, Dataset):
+            arrays = dict(result.inputs) | ({} if result.labels is None else {"labels": result.labels})
+            return _dataset(arrays, source, spec, sequence, needs_labels, result.label_names)
+        return _dataset(_arrays_of(result, source), source, spec, sequence, needs_labels)
+    raise missing_path(source, "data", SOURCES)
+
+
+def check_dataset(dataset: Dataset, spec: TransformerSpec, *, task: str | None = None) -> Dataset:
+    """Check a data set that came as an object, as `load_data` checks what it reads.
+
+    Raises:
+        ConfigError: see `load_data`.
+    """
+    arrays = dict(dataset.inputs) | ({} if dataset.labels is None else {"labels": dataset.labels})
+    needs_labels = (task or ("classification" if spec.classes else "encoding")) == "classification"
+    return _dataset(arrays, dataset.name, spec, None, needs_labels, dataset.label_names)
+
+
+def _input_names(spec: TransformerSpec) -> tuple[str, ...]:
+    if isinstance(spec.embedding, TokenEmbedding):
+        return ("input_ids", "attention_mask")
+    return ("pixel_values",) if isinstance(spec.embedding, PatchEmbedding) else ("features",)
+
+
+def _dataset(
+    arrays: Mapping[str, Any],
+    where: str,
+    spec: TransformerSpec,
+    sequence: int | None,
+    needs_labels: bool,
+    label_names: tuple[str, ...] | None = None,
+) -> Dataset:
+    """Check arrays and give them the types of the model's inputs; keys that the model has no use for are left out."""
+    inputs = {name: _array(arrays, name, where) for name in _input_names(spec)}
+    inputs = check_inputs(inputs, spec, where)
+    if sequence is not None and isinstance(spec.embedding, TokenEmbedding):
+        inputs = fit_tokens(inputs, sequence, where)
+    labels = None
+    if arrays.get("labels") is not None or needs_labels:
+        rows = len(next(iter(inputs.values())))
+        labels = check_labels(_array(arrays, "labels", where), rows, spec.classes, where)
+    return Dataset(inputs, labels, where, label_names)
+
+
+def _array(arrays: Mapping[str, Any], name: str, where: str) -> NDArray[Any]:
+    if arrays.get(name) is None:
+        found = ", ".join(sorted(map(str, arrays))) or "nothing"
+        raise ConfigError(f"{where}: key {name} is missing; found {found}", f"add {name}")
+    try:
+        return np.asarray(arrays[name])
+    except Exception as problem:  # whatever an object of the user does when it is asked for an array
+        raise ConfigError(f"{where}: {name} is not an array: {type(problem).__name__}: {problem}") from problem
+
+
+def _arrays_of(result: Any, source: str) -> dict[str, Any]:
+    if isinstance(result, Mapping):
+        return dict(result)
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Mapping):
+        return {**result[0], "labels": result[1]}
+    raise ConfigError(
+        f"data {source}: it returned {type(result).__name__}",
+        "return an edgesdk.data.Dataset, (inputs, labels) or a dictionary with inputs and labels",
+    )
+
+
+def _load_text(
+    path: Path,
+    spec: TransformerSpec,
+    sequence: int | None,
+    tokenizer: TextEncoder | None,
+    labels: Sequence[str] | None,
+    needs_labels: bool,
+) -> Dataset:
+    if not isinstance(spec.embedding, TokenEmbedding):
+        raise ConfigError(
+            f"{path}: text, but the model takes {_input_names(spec)[0]}", f"give an .npz with {_input_names(spec)[0]}"
+        )
+    if tokenizer is None:
+        raise ConfigError(
+            f"{path}: text needs a tokenizer, and the model came without one",
+            "save it in the model's folder (tokenizer.save_pretrained(folder)), or give an .npz with input_ids",
+        )
+    texts, values = read_text(path, needs_labels)
+    numbers, names = (None, None) if values is None else _label_numbers(path, values, labels, spec.classes)
+    width = sequence or min(TEXT_SEQUENCE, spec.max_length)
+    try:
+        arrays: dict[str, Any] = dict(tokenizer.encode(texts, width))
+    except Exception as problem:  # whatever a tokenizer raises
+        raise ConfigError(
+            f"{path}: the tokenizer failed at sequence {width}: {type(problem).__name__}: {problem}"
+        ) from problem
+    return _dataset(arrays | {"labels": numbers}, str(path), spec, width, needs_labels, names)
+
+
+def _label_numbers(
+    path: Path, values: Sequence[tuple[int, int | str]], labels: Sequence[str] | None, classes: int | None
+) -> tuple[list[int], tuple[str, ...] | None]:
+    """Labels (line, value) as numbers, with the names behind them.
+
+    A string is a name of `labels`, else the digits of a number, else LABEL_3 for 3; where none of these holds and the
+    model has no names, the sorted names of the file are numbered, and there must be one for each class.
+    """
+    known = {name: index for index, name in enumerate(labels or ())}
+    unknown = [(line, v) for line, v in values if isinstance(v, str) and v not in known and not NUMBER.fullmatch(v)]
+    if unknown and labels is None:
+        known = {name: index for index, name in enumerate(_names_of_file(path, values, unknown, classes))}
+        labels = tuple(known)
+    numbers = []
+    for line, value in values:
+        digits = NUMBER.fullmatch(value) if isinstance(value, str) and value not in known else None
+        number = int(digits[1]) if digits else known.get(value) if isinstance(value, str) else value
+        if number is None or not -(2**63) <= number < 2**63:
+            raise ConfigError(
+                f"{path} line {line}: unknown label {value!r}; known: {', '.join(list(known)[:8]) or 'numbers'}",
+                "use a name that the model knows, or the number of the class",
+            )
+        numbers.append(number)
+    return numbers, None if labels is None else tuple(labels)
+
+
+def _names_of_file(
+    path: Path, values: Sequence[tuple[int, int | str]], names: Sequence[tuple[int, str]], classes: int | None
+) -> list[str]:
+    """The sorted names of a file whose model has none; they must be all the labels there are."""
+    if len(names) < len(values):
+        line, name = names[0]
+        raise ConfigError(f"{path} line {line}: label {name!r} is a name, others are numbers", "use one of the two")
+    found = sorted({name for _, name in names})
+    if classes is not None and len(found) != classes:
+        raise ConfigError(
+            f"{path}: {len(found)} different label names ({', '.join(found[:4])} …), the model has {classes} classes",
+            "use numbers, or save the names in the model's config.json (id2label)",
+        )
+    return found

@@ -1,0 +1,106 @@
+"""Run packages on the host and judge outputs: accuracy, cosine similarity, confidence bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesdk.data import Dataset
+from edgesdk.errors import VerifyError
+from edgesdk.package import Package
+from edgesdk.transformer.spec import TransformerSpec
+
+Z95 = 1.6448536269514722
+
+
+def run_graph(
+    graph: bytes, inputs: Mapping[str, NDArray[Any]], *, optimize: bool = True, batch: int = 64
+) -> NDArray[Any]:
+    """Outputs [N, …] of an ONNX file in ONNX Runtime, `batch` rows at a time (dynamic schemes scale by the batch; a
+    board sees one row). With `optimize=False` Q/DQ are computed in float one by one:
+    the fake-quantized model, which static artifacts are held against.
+
+    Raises:
+        VerifyError: ONNX Runtime refuses the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    count, outputs = len(next(iter(inputs.values()))), []
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        for start in range(0, count, batch):
+            rows = {name: np.ascontiguousarray(value[start : start + batch]) for name, value in inputs.items()}
+            outputs.append(session.run(None, rows)[0])
+    except Exception as problem:  # ONNX Runtime raises its own hierarchy of C++ exceptions, without a public base
+        raise VerifyError(f"ONNX Runtime cannot run the graph: {problem}") from problem
+    return np.concatenate(outputs)
+
+
+def golden_outputs(
+    spec: TransformerSpec,
+    weights: Mapping[str, NDArray[np.float32]],
+    graph: bytes,
+    quantized: bool,
+    golden_inputs: Mapping[str, NDArray[Any]],
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Outputs on the golden inputs: in float by the weights, and the package's own (fake-quantized by its graph where
+    it is quantized)."""
+    from edgesdk.transformer.module import build, run
+
+    golden_float = run(build(spec, weights), golden_inputs)
+    return golden_float, run_graph(graph, golden_inputs, optimize=False, batch=1) if quantized else golden_float
+
+
+def evaluate_package(package: Package, data: Dataset) -> float | None:
+    """The package's metric on data: accuracy (fraction), or mean cosine to its own fp32 weights; None without labels
+    for a classifier."""
+    outputs = run_graph(package.graph, data.inputs)
+    if package.metric == "accuracy":
+        return None if data.labels is None else accuracy(outputs, data.labels)
+    from edgesdk.transformer.module import build, run
+
+    return float(cosines(outputs, run(build(package.spec, package.weights), data.inputs)).mean())
+
+
+def accuracy(outputs: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Share of rows whose largest logit is the label."""
+    return float((outputs.argmax(-1) == labels).mean())
+
+
+def cosines(outputs: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine similarity of each row [N, …] with its reference."""
+    left = outputs.reshape(len(outputs), -1).astype(np.float64)
+    right = reference.reshape(len(reference), -1).astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.asarray((left * right).sum(1) / np.maximum(norms, 1e-30))
+
+
+def sqnr_db(reference: NDArray[Any], outputs: NDArray[Any]) -> float:
+    """Signal-to-quantization-noise ratio in dB over all values; infinity where they are equal."""
+    signal = float((reference.astype(np.float64) ** 2).sum())
+    noise = float(((reference.astype(np.float64) - outputs.astype(np.float64)) ** 2).sum())
+    return math.inf if noise == 0 else 10.0 * math.log10(max(signal, 1e-300) / noise)
+
+
+def wilson_lower95(share: float, count: int) -> float:
+    """One-sided 95 % lower bound of a proportion (Wilson 1927)."""
+    if count == 0:
+        return 0.0
+    centre = share + Z95**2 / (2 * count)
+    spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
+    return max(0.0, (centre - spread) / (1 + Z95**2 / count))
+
+
+def mean_lower95(values: NDArray[np.float64]) -> float:
+    """One-sided 95 % lower bound of a mean, by the normal approximation."""
+    if len(values) < 2:
+        return float(values.mean())
+    return float(values.mean() - Z95 * values.std(ddof=1) / math.sqrt(len(values)))

@@ -1,0 +1,168 @@
+"""Where models come from: a folder as `save_pretrained` of transformers writes it, or `module:function` of the user.
+
+A folder is hostile input: only `config.json` and `model.safetensors` are read, its own code and pickles never are, and
+nothing is fetched. A function is the user's own code and is run as such.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from edgesdk.errors import ConfigError, ModelError
+from edgesdk.tokenizer import Tokenizer, import_transformers, load_tokenizer, preprocess_files, read_json
+from edgesdk.user_code import call_function, is_function, missing_path
+
+__all__ = ["Tokenizer", "load_model", "load_tokenizer", "preprocess_files"]
+
+# Model type → (architectures that are loaded as they are, class for the others, architectures whose head only served
+# pre-training and may be left away).
+ARCHITECTURES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
+    "bert": (
+        ("BertForSequenceClassification", "BertModel"),
+        "BertModel",
+        ("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
+    ),
+    "vit": (("ViTForImageClassification", "ViTModel"), "ViTModel", ("ViTForMaskedImageModeling",)),
+}
+# Keys of config.json that make transformers load other code or other weights than those of the folder.
+REFUSED_KEYS = ("auto_map", "quantization_config", "adapters")
+# As many as a TransformerSpec may have.
+MOST_LAYERS = 1000
+
+
+def load_model(source: str) -> object:
+    """The model that `--model` names: a folder of transformers, or what `module:function` returns.
+
+    Raises:
+        ConfigError: there is no such folder, module or function.
+        ModelError: the folder is not one that can be loaded safely, or the user's function raised.
+    """
+    path = Path(source)
+    if os.path.isdir(path):
+        return _load_folder(path)
+    if os.path.isfile(path):
+        hint = "give the folder that holds config.json and model.safetensors, or module:function"
+        if path.suffix == ".onnx":
+            raise ModelError(f"model {source}: structural import of ONNX comes with a later release", hint)
+        raise ConfigError(f"model {source}: a file, expected a folder or module:function", hint)
+    if is_function(source):
+        return call_function(source, "model", raised=ModelError)
+    expected = "a folder with config.json and model.safetensors, module:function or a .edgepkg"
+    raise missing_path(source, "model", expected)
+
+
+def _load_folder(folder: Path) -> object:
+    """The model of a folder: the class that `architectures` of config.json names, if it is covered."""
+    class_name = _class_name(folder, _read_config(folder))
+    weights = folder / "model.safetensors"
+    _check_weights(folder, weights)
+    model_class = getattr(import_transformers(), class_name)
+    try:
+        # Eager attention is named here because config.json may name a kernel to fetch instead, which is code.
+        parsed = model_class.config_class.from_pretrained(
+            str(folder), local_files_only=True, attn_implementation="eager"
+        )
+        _check_size(model_class, folder / "config.json", parsed, weights.stat().st_size)
+        model, info = model_class.from_pretrained(
+            str(folder),
+            config=parsed,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation="eager",
+            dtype="float32",
+        )
+    except ModelError:
+        raise
+    except Exception as problem:  # whatever transformers and safetensors make of a broken folder
+        raise ModelError(
+            f"{folder}: transformers cannot load it as {class_name}: {type(problem).__name__}: {problem}"
+        ) from problem
+    missing = sorted(info["missing_keys"])
+    if class_name == "ViTModel" and missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # the checkpoint of a classifier: without a pooler rather than with a random one
+        missing = []
+    if class_name == "BertModel":
+        missing = [key for key in missing if not key.startswith("pooler.")]  # the importer drops it
+    if missing:
+        raise ModelError(
+            f"{weights}: {len(missing)} weights of {class_name} are missing: {', '.join(missing[:4])}",
+            "give a folder with a trained model; transformers would fill in random weights",
+        )
+    return model.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no config.json", "give a folder written by save_pretrained of transformers")
+    config = read_json(path)
+    for key in REFUSED_KEYS:
+        if config.get(key):
+            raise ModelError(
+                f"{path}: {key} is set; code and weights from elsewhere are never loaded",
+                "load the model where you trust it, make it a plain float model and save_pretrained it again",
+            )
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder}: adapter_config.json asks for a base model from elsewhere",
+            "merge the adapter into the model (merge_and_unload) and save_pretrained it again",
+        )
+    return config
+
+
+def _class_name(folder: Path, config: dict[str, Any]) -> str:
+    """The class to load; heads that matter and are not covered are refused rather than left away."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"{folder / 'config.json'}: model_type is {model_type!r}, covered: {', '.join(ARCHITECTURES)}",
+            "give a BERT-like or ViT model, or module:function that returns a torch.nn.TransformerEncoder",
+        )
+    covered, fallback, headless = ARCHITECTURES[model_type]
+    architectures = config.get("architectures") or [fallback]
+    if not isinstance(architectures, list):
+        raise ModelError(f"{folder / 'config.json'}: architectures is {architectures!r}, expected a list")
+    for name in covered:
+        if name in architectures:
+            return name
+    if any(name in headless for name in architectures):
+        return fallback
+    raise ModelError(
+        f"{folder / 'config.json'}: architectures is {architectures!r}, covered: {', '.join(covered + headless)}",
+        "give a classifier or a plain encoder",
+    )
+
+
+def _check_weights(folder: Path, weights: Path) -> None:
+    if weights.is_file():
+        return
+    if pickled := sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")):
+        raise ModelError(
+            f"{folder}: no model.safetensors, only {', '.join(pickled[:3])} (pickle: loading it can run any code)",
+            "load it with transformers where you trust it and write it again: model.save_pretrained(folder)",
+        )
+    if (folder / "model.safetensors.index.json").exists():
+        raise ModelError(
+            f"{folder}: the weights are split over several files",
+            "write them as one: model.save_pretrained(folder, max_shard_size='100GB')",
+        )
+    raise ModelError(f"{folder}: no model.safetensors", "give a folder written by save_pretrained of transformers")
+
+
+def _check_size(model_class: Any, config_file: Path, config: Any, size: int) -> None:
+    """Refuse a configuration that asks for more weights than the file can hold (a byte a weight), before torch
+    allocates them."""
+    if not 0 < config.num_hidden_layers <= MOST_LAYERS:
+        raise ModelError(f"{config_file}: num_hidden_layers is {config.num_hidden_layers}, covered: 1 to {MOST_LAYERS}")
+    import torch
+
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if weights > size:
+        raise ModelError(
+            f"{config_file} describes {weights} weights, model.safetensors has {size} bytes",
+            "the two files do not belong together, or one is truncated",
+        )

@@ -1,0 +1,175 @@
+"""The story of a build: import → compress → convert → deploy and measure → judge → select → report.
+
+One function an arrow, `build` calls them in order; the parts live in the modules named in the imports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgesdk.assemble import assemble
+from edgesdk.boards import board_for
+from edgesdk.candidates import Candidate, evaluation_sample, make_candidates
+from edgesdk.compress import Compressed, compress
+from edgesdk.data import Dataset
+from edgesdk.documents import build_document, write_selection
+from edgesdk.errors import ConfigError
+from edgesdk.goals import parse_goals
+from edgesdk.harness.board import Board
+from edgesdk.harness.measure import probe
+from edgesdk.harness.protocol import load_profile
+from edgesdk.importing import Job, import_job
+from edgesdk.package import write_package
+from edgesdk.recipe import Recipe, check_recipe, default_recipes, load_recipes
+from edgesdk.record import BuildRecord
+from edgesdk.reports.report import write_report
+from edgesdk.select import Selection, check_measurable, select
+from edgesdk.stages import outline_of
+from edgesdk.store import Store
+from edgesdk.targets import Target, load_target
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a build is asked for; see `edgesdk build --help`. `goals` None: those of the recipes, or the default."""
+
+    model: Any = None
+    data: Any = None
+    train_data: Any = None
+    target: str = "host"
+    recipes: Sequence[str] = ()
+    converters: Sequence[str] = ()
+    goals: Mapping[str, str] | Iterable[str] | None = None
+    board: str | None = None
+    farm: Path | None = None
+    sequence: int | None = None
+    seed: int = 0
+    profile: str = "smoke"
+    out: Path | None = None
+    state: Path = Path(".edgesdk")
+    store: Path | None = None
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a build gives: the record, the selection, and the document that `edgesdk build --json` prints."""
+
+    record: BuildRecord
+    selection: Selection
+    document: dict[str, Any]
+    report: Path
+    out: Path
+
+
+def build(request: Request, progress: Progress, say: Callable[[str], None]) -> Build:
+    """Run a whole build. On any error nothing is left behind but the stage cache.
+
+    Raises:
+        EdgeSDKError: see `edgesdk.errors`; a candidate that fails is a result with its reason, never an exception.
+    """
+    target, recipes, converters = load_target(request.target), chosen_recipes(request), chosen_converters(request)
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with board_for(target, request.board, request.farm, say) as board:
+        goals = request.goals if request.goals is not None else recipe_goals(recipes)
+        check_measurable(goals, board.provenance)
+        facts = probe(board)
+        job = import_job(request.model, request.data, request.train_data, sequence=request.sequence, seed=request.seed)
+        recipes = recipes or default_recipes(job.train is not None)
+        stamp = started.replace(":", "").replace("-", "").partition("+")[0]
+        out = request.out or request.state / "builds" / f"{stamp}-{job.package.name}-{target.short}"
+        fresh = not out.exists()
+        try:
+            compressed = compress_all(job, recipes, request, out, progress)
+            packages = {name: result.package for name, result in compressed.items()}
+            candidates = make_candidates(packages, target, converters, out / "artifacts", progress)
+            data = evaluation_sample(job.evaluation, job.package, board.emulated, request.seed)
+            documents = measure_all(candidates, board, target, data, request, out / "measurements", progress)
+            record = assemble(job, compressed, candidates, documents, data, board, target, facts, out)
+            record = dataclasses.replace(
+                record, started=started, seed=request.seed, profile=request.profile, command=request.command,
+                goals={goal.metric: goal.text for goal in parse_goals(goals)},
+            )
+            return publish(record, select(record, goals), request, out)
+        except BaseException:
+            if fresh:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+
+
+def chosen_recipes(request: Request) -> list[Recipe]:
+    """The recipes asked for; empty means the default ones, which depend on the data."""
+    return [recipe for source in request.recipes for recipe in load_recipes(source)]
+
+
+def chosen_converters(request: Request) -> list[str]:
+    """The converters asked for, or all of the target."""
+    target = load_target(request.target)
+    for name in request.converters:
+        if name in target.missing:
+            raise ConfigError(f"converter {name}: {target.missing[name]}")
+        if name not in target.converters:
+            known = ", ".join(target.converters)
+            raise ConfigError(f"target {target.name} has no converter {name!r}", f"one of {known}")
+    return list(request.converters or target.converters)
+
+
+def recipe_goals(recipes: Sequence[Recipe]) -> Mapping[str, str] | None:
+    """The goals that the recipes ask for; two recipes must not contradict one another."""
+    goals: dict[str, str] = {}
+    for recipe in recipes:
+        for key, value in recipe.goals.items():
+            if goals.setdefault(key, value) != value:
+                found = f"{goals[key]!r} in one recipe, {value!r} in {recipe.name}"
+                raise ConfigError(f"goal {key}: {found}", "give the goals by --goal")
+    return goals or None
+
+
+def compress_all(
+    job: Job, recipes: Sequence[Recipe], request: Request, out: Path, progress: Progress
+) -> dict[str, Compressed]:
+    """Apply every recipe; the packages are written under `out/packages`. A recipe that cannot run stops the build
+    before any work."""
+    outline = outline_of(job.package, job.train is not None)
+    refused = [reason for recipe in recipes for reason in check_recipe(recipe, outline)[0]]
+    if refused:
+        raise ConfigError("; ".join(refused), "edgesdk plan shows what would run")
+    results = {}
+    for recipe in recipes:
+        context = job.context(request.seed or recipe.seed, progress)
+        results[recipe.name] = compress(job.package, recipe, context, request.state / "cache")
+        write_package(results[recipe.name].package, out / "packages" / f"{recipe.name}.edgepkg")
+    return results
+
+
+def measure_all(
+    candidates: Sequence[Candidate], board: Board, target: Target, data: Dataset, request: Request, workdir: Path,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Deploy every artifact and measure it: candidate name → measurement document."""
+    from edgesdk.harness.measure import Evaluation, measure
+
+    runnable = [candidate for candidate in candidates if candidate.artifact is not None]
+    documents = measure(
+        board, target, [candidate.folder for candidate in runnable],
+        evaluation=Evaluation(list(data.inputs.values()), len(data)), profile=load_profile(request.profile),
+        seed=request.seed, workdir=workdir, progress=progress,
+    )
+    return dict(zip([candidate.name for candidate in runnable], documents, strict=True))
+
+
+def publish(record: BuildRecord, selection: Selection, request: Request, out: Path) -> Build:
+    """Store the results and write the reports."""
+    store = Store(request.state / "results.sqlite" if request.store is None else request.store)
+    number = store.add_build(record)
+    page = write_report(store, number, out / "report")
+    write_selection(record, selection, out)
+    return Build(record, selection, build_document(record, selection, page), page, out)

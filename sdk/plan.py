@@ -1,0 +1,76 @@
+"""`edgesdk plan`: what a build would run and what it would refuse, in seconds and without doing it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from edgesdk.converters import converter
+from edgesdk.errors import EdgeSDKError
+from edgesdk.importing import import_job
+from edgesdk.pipeline import Request, chosen_converters, chosen_recipes, recipe_goals
+from edgesdk.recipe import Recipe, check_recipe, default_recipes
+from edgesdk.select import check_measurable
+from edgesdk.stages import Outline, outline_of
+from edgesdk.targets import Target, load_target
+
+
+def recipes_of(request: Request) -> list[Recipe]:
+    """The recipes that a build of this request would run."""
+    recipes = chosen_recipes(request)
+    return recipes or default_recipes(request.train_data is not None or request.model is None)
+
+
+def make_plan(request: Request) -> dict[str, Any]:
+    """The plan as one document (format `edgesdk.plan`, version 1). Sizes and MACs are `predicted`.
+
+    Raises:
+        EdgeSDKError: the model, the data, the target or a recipe cannot be read at all.
+    """
+    target, converters = load_target(request.target), chosen_converters(request)
+    board, provenance = _board(target, request)
+    asked = chosen_recipes(request)
+    goals = request.goals if request.goals is not None else recipe_goals(asked)
+    reasons = []
+    try:
+        check_measurable(goals, provenance)
+    except EdgeSDKError as problem:
+        reasons.append(str(problem))
+    job = import_job(request.model, request.data, request.train_data, sequence=request.sequence, seed=request.seed)
+    start = outline_of(job.package, job.train is not None)
+    candidates = []
+    for recipe in asked or default_recipes(job.train is not None):
+        refused, outline = check_recipe(recipe, start)
+        reasons += refused
+        for name in converters:
+            problems = refused or converter(name).check(outline, target)
+            candidates.append(_candidate(recipe, name, outline, job.package.sequence, problems))
+    return {
+        "format": "edgesdk.plan", "version": 1, "target": target.name, "board": board, "provenance": provenance,
+        "model": job.package.name, "candidates": candidates, "reasons": reasons, "notes": list(job.notes),
+    }
+
+
+def _candidate(recipe: Recipe, name: str, outline: Outline, sequence: int, problems: list[str]) -> dict[str, Any]:
+    return {
+        "name": f"{recipe.name}-{name}", "recipe": recipe.name, "converter": name, "scheme": outline.scheme,
+        "bytes": {"value": predicted_bytes(outline), "provenance": "predicted"},
+        "macs": {"value": outline.spec.macs(sequence), "provenance": "predicted"},
+        "reasons": problems,
+    }
+
+
+def predicted_bytes(outline: Outline) -> int:
+    """Weight bytes by the scheme: int8 matrices with one float scale a row, everything else float."""
+    total = 0
+    for shape in outline.spec.weight_shapes().values():
+        quantized = outline.scheme != "fp32" and len(shape) == 2
+        total += math.prod(shape) + 4 * shape[0] if quantized else 4 * math.prod(shape)
+    return total
+
+
+def _board(target: Target, request: Request) -> tuple[str, str]:
+    """The board that a build would take, and what its numbers would be called; nothing is started."""
+    from edgesdk.boards import planned_board
+
+    return planned_board(target, request.board, request.farm)

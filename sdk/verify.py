@@ -1,0 +1,69 @@
+"""`verify(package)`: a package does not contradict itself. Runs between all stages and behind `edgesdk verify`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgesdk.errors import VerifyError
+from edgesdk.evaluate import run_graph, sqnr_db
+from edgesdk.package import Package
+
+# Largest difference of ONNX Runtime and torch on the golden inputs, relative to max(1, |y|).
+FLOAT_TOLERANCE = 1e-4
+
+
+def verify(package: Package) -> None:
+    """Check spec against weights, the graph against its rewriting, ONNX against torch, numbers, and encodings.
+
+    Raises:
+        VerifyError: naming the first thing that does not fit.
+    """
+    from edgesdk.transformer.graph import write_graph
+    from edgesdk.transformer.module import build, run
+
+    where = f"package {package.name!r}"
+    shapes = {name: tuple(value.shape) for name, value in package.weights.items()}
+    if shapes != package.spec.weight_shapes():
+        raise VerifyError(f"{where}: the weights are not those of transformer.json")
+    for name, value in package.weights.items():
+        if not np.isfinite(value).all():
+            raise VerifyError(f"{where}: weight {name!r} holds NaN or infinity")
+    verify_encodings(package)
+    if write_graph(package.spec, package.weights, package.encodings) != package.graph:
+        raise VerifyError(f"{where}: graph/model.onnx is not the graph of its spec, weights and encodings")
+    samples = package.samples
+    reference = run(build(package.spec, package.weights), samples.golden_inputs)
+    _same(where, "golden_float", samples.golden_float, reference)
+    outputs = run_graph(package.graph, samples.golden_inputs, optimize=False, batch=1)
+    if not np.isfinite(outputs).all():
+        raise VerifyError(f"{where}: the graph's outputs hold NaN or infinity")
+    if package.encodings is None:
+        _same(where, "the ONNX graph", outputs, reference)
+    elif (quality := sqnr_db(samples.golden_outputs, outputs)) < 60.0:
+        raise VerifyError(f"{where}: golden_outputs differ from the graph's outputs (SQNR {quality:.1f} dB < 60)")
+
+
+def verify_encodings(package: Package) -> None:
+    """Every matrix has an encoding, and where the scheme is static every linear layer has its activations.
+
+    Raises:
+        VerifyError: naming what is missing.
+    """
+    encodings = package.encodings
+    if encodings is None:
+        return
+    for name, shape in package.spec.weight_shapes().items():
+        if len(shape) == 2 and name not in encodings.weights:
+            raise VerifyError(f"package {package.name!r}: encodings.json has no weight {name!r}")
+    if encodings.scheme != "w8a8":
+        return
+    for name, _, _ in package.spec.linears():
+        if name != "classifier" and name not in encodings.activations:
+            raise VerifyError(f"package {package.name!r}: encodings.json has no activation {name!r}")
+
+
+def _same(where: str, what: str, found: np.ndarray[tuple[int, ...], np.dtype[np.float32]], expected: object) -> None:
+    reference = np.asarray(expected)
+    difference = np.abs(found - reference) / np.maximum(1.0, np.abs(reference))
+    if not float(difference.max(initial=0.0)) <= FLOAT_TOLERANCE:
+        raise VerifyError(f"{where}: {what} differs from torch by {difference.max():.2e} > {FLOAT_TOLERANCE}")

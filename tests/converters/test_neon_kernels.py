@@ -1,0 +1,349 @@
+"""Every kernel of every kernel set against slow numpy, on sizes around the tiles; ARM sets run under qemu-aarch64."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgesdk.converters.neon import reference
+from edgesdk.converters.neon.build import kernel_sources
+from edgesdk.converters.neon.kernel_sets import AARCH64, KERNEL_SETS, KernelSet, host_features
+from edgesdk.converters.neon.packing import (
+    ALIGN,
+    ROWS,
+    pack_a,
+    pack_b,
+    pack_float,
+    pad,
+    pad_rows,
+    round_up,
+    unpack_a,
+)
+from edgesdk.converters.neon.toolchain import find_all
+
+DRIVER = r"""
+#include "edge_kernels.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static FILE *in, *out;
+static int p[12];
+static void *array[8];
+
+static size_t size_of(int index, int element) { return ((size_t *)array[index])[-8] / (size_t)element; }
+static void get(int count) {
+  for (int i = 0; i < count; i++) {
+    int64_t bytes;
+    if (fread(&bytes, 8, 1, in) != 1) exit(3);
+    char *block = aligned_alloc(64, ((size_t)bytes + 64 + 64 + 63) / 64 * 64);
+    *(size_t *)block = (size_t)bytes;
+    array[i] = bytes ? block + 64 : NULL;
+    if (fread(block + 64, 1, (size_t)bytes, in) != (size_t)bytes) exit(4);
+  }
+}
+static void put(const void *data, size_t bytes) { fwrite(data, 1, bytes, out); }
+
+int main(int argc, char **argv) {
+  if (argc != 3 || !(in = fopen(argv[1], "rb")) || !(out = fopen(argv[2], "wb"))) return 2;
+  int command;
+  static float result[1 << 18], scratch[1 << 18];
+  static int8_t packed[1 << 16];
+  while (fread(&command, 4, 1, in) == 1) {
+    if (fread(p, 4, 12, in) != 12) return 3;
+    float real;
+    memcpy(&real, &p[11], 4);
+    memset(result, 0, sizeof result);
+    memset(packed, 0, sizeof packed);
+    get(p[10]);
+    edge_int8 layer = {array[0], array[1], array[2], array[3], array[4], p[0], p[1], p[2]};
+    edge_float dense = {array[0], array[1], p[1], p[2]};
+    switch (command) {
+      case 1: edge_int8_to_float(&layer, array[5], p[3], array[6], result, p[4]); put(result, (size_t)p[3] * p[4] * 4); break;
+      case 2: edge_int8_to_packed(&layer, array[5], p[3], packed, p[4]); put(packed, (size_t)p[5]); break;
+      case 3: edge_int8_dynamic(&layer, array[5], array[6], array[7], p[3], NULL, result, p[4]);
+        put(result, (size_t)p[3] * p[4] * 4); break;
+      case 4: edge_quantize(array[0], p[0], p[1], p[2], real, (float)p[3], packed, p[4]); put(packed, (size_t)p[5]); break;
+      case 5: { static int32_t zeros[64];
+        edge_quantize_rows(array[0], p[0], p[1], p[2], result, zeros, packed, p[4]);
+        put(packed, (size_t)p[5]); put(result, (size_t)p[1] * 4); put(zeros, (size_t)p[1] * 4); break; }
+      case 6: edge_table(array[0], size_of(0, 1), array[1]); put(array[0], size_of(0, 1)); break;
+      case 7: edge_float_linear(&dense, array[2], p[0], p[3], array[3], result, p[4]); put(result, (size_t)p[3] * p[4] * 4); break;
+      case 8: edge_w8_linear(array[0], array[1], array[2], p[0], p[1], p[2], array[3], p[3], p[4], result, p[5]);
+        put(result, (size_t)p[4] * p[5] * 4); break;
+      case 9: edge_layernorm(array[0], p[0], p[1], p[2], array[1], array[2], real, result); put(result, (size_t)p[0] * p[2] * 4); break;
+      case 10:
+        (p[2] == 0 ? edge_gelu : p[2] == 1 ? edge_gelu_tanh : p[2] == 2 ? edge_relu : edge_tanh)(array[0], p[0], p[1], result);
+        put(result, (size_t)p[0] * p[1] * 4); break;
+      case 11: edge_attention(array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], p[4], p[5], p[6], real, result, p[7], scratch);
+        put(result, (size_t)p[2] * p[7] * 4); break;
+      case 12: edge_mean(array[0], p[0], p[1], p[2], result); put(result, (size_t)p[1] * 4); break;
+      case 13: edge_embed(array[0], p[0], p[1], array[1], array[2], array[3], array[4], result, p[2]); put(result, (size_t)p[0] * p[2] * 4); break;
+      case 14: edge_patches(array[0], p[0], p[1], p[2], result, p[3]); put(result, (size_t)p[4] * p[3] * 4); break;
+      case 15: edge_add_positions(array[0], p[0], p[1], p[2], array[1], array[2], array[3], result); put(result, (size_t)p[3] * p[2] * 4); break;
+      case 16: edge_add(array[0], array[1], p[0], p[1], result); put(result, (size_t)p[0] * p[1] * 4); break;
+      default: return 5;
+    }
+  }
+  return fclose(out) ? 6 : 0;
+}
+"""
+QEMU_CPU = {"base": "cortex-a72", "dotprod": "cortex-a76"}
+
+
+class Driver:
+    """Collects kernel calls, runs them all in one process, and hands their results to the checks in order."""
+
+    def __init__(self, kernels: KernelSet, program: Path, folder: Path) -> None:
+        self.kernels, self.program, self.folder = kernels, program, folder
+        self.calls: list[bytes] = []
+        self.expected: list[int] = []
+
+    def call(self, command: int, numbers: list[int], arrays: list[np.ndarray | None], output: int, real: float = 0.0) -> None:
+        """`numbers` are the parameters p[0]...; `output` is the number of bytes that the call answers."""
+        parameters = np.zeros(12, np.int32)
+        parameters[: len(numbers)] = numbers
+        parameters[10] = len(arrays)
+        parameters[11] = np.array(real, np.float32).view(np.int32)
+        blocks = [b"" if array is None else np.ascontiguousarray(array).tobytes() for array in arrays]
+        body = b"".join(len(block).to_bytes(8, "little") + block for block in blocks)
+        self.calls.append(command.to_bytes(4, "little") + parameters.tobytes() + body)
+        self.expected.append(output)
+
+    def run(self) -> list[bytes]:
+        (self.folder / "in").write_bytes(b"".join(self.calls))
+        command = [str(self.program), str(self.folder / "in"), str(self.folder / "out")]
+        if self.kernels.triple == AARCH64:
+            command = ["qemu-aarch64", "-cpu", QEMU_CPU[self.kernels.name], *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        data = (self.folder / "out").read_bytes()
+        assert len(data) == sum(self.expected)
+        ends = np.cumsum(self.expected)
+        return [data[end - size : end] for end, size in zip(ends, self.expected, strict=True)]
+
+
+@pytest.fixture(scope="module", params=sorted(KERNEL_SETS))
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[KernelSet, Path]:
+    """The driver, compiled for one kernel set."""
+    kernels = KERNEL_SETS[request.param]
+    toolchains = find_all(kernels.triple)
+    if not toolchains:
+        pytest.skip(f"no C compiler for {kernels.triple}")
+    if kernels.triple == AARCH64 and shutil.which("qemu-aarch64") is None:
+        pytest.skip("no qemu-aarch64 to run ARM code")
+    if kernels.triple != AARCH64 and not set(kernels.isa) <= host_features():
+        pytest.skip(f"this CPU lacks {kernels.isa}")
+    folder = tmp_path_factory.mktemp(kernels.name)
+    for name, content in kernel_sources().items():
+        (folder / name).write_bytes(content)
+    (folder / "driver.c").write_text(DRIVER)
+    toolchains[0].compile("driver.c", "driver.o", (f"-D{kernels.macro}=1", "-Werror", *kernels.flags), folder)
+    toolchains[0].link(("driver.o",), "driver", folder)
+    return kernels, folder / "driver"
+
+
+@pytest.fixture
+def driver(program: tuple[KernelSet, Path], tmp_path: Path) -> Driver:
+    return Driver(*program, tmp_path)
+
+
+def rows_of(values: np.ndarray, stride: int | None = None) -> np.ndarray:
+    """[M, N] floats in a buffer: rows padded to `stride` and to whole tiles; the padding is NaN, which must not spread."""
+    rows, columns = values.shape
+    stride = stride or round_up(columns, ALIGN)
+    buffer = np.full((round_up(rows, ROWS), stride), np.nan, np.float32)
+    buffer[:rows, :columns] = values
+    return buffer
+
+
+def floats(data: bytes, stride: int, columns: int, rows: int | None = None) -> np.ndarray:
+    return np.frombuffer(data, np.float32).reshape(-1, stride)[:rows, :columns]
+
+
+def around(tile: int, prime: int) -> list[int]:
+    return sorted({1, max(1, tile - 1), tile, tile + 1, prime})
+
+
+def shapes(kernels: KernelSet, n_tile: int) -> list[tuple[int, int, int]]:
+    """(M, K, N) around the tile; every size of each axis meets several of the others."""
+    ms, ns = around(kernels.mr, 13), around(n_tile, 37)
+    ks = [1, 3, 15, 16, 17, 64, 97]
+    return [(m, ks[(i * 5 + j * 3) % len(ks)], n) for i, m in enumerate(ms) for j, n in enumerate(ns)]
+
+
+def test_static_int8_linear_is_bit_exact(driver: Driver) -> None:
+    """Random int8 with extreme values, per-column output encodings, with and without residual."""
+    rng, kernels, checks = np.random.default_rng(0), driver.kernels, []
+    for index, (m, k, n) in enumerate(shapes(kernels, kernels.nr)):
+        x = rng.integers(-128, 128, (m, k)).astype(np.int8)
+        weight = rng.integers(-127, 128, (n, k)).astype(np.int8)
+        x[0], weight[0] = -128, (-127 if index % 2 else 127)
+        bias = rng.integers(-5000, 5000, n)
+        scale = (rng.uniform(0.2, 3.0, n) / (40 * k)).astype(np.float32)
+        varied = index % 3 == 0
+        zero = rng.integers(-128, 128, n if varied else 1).astype(np.float32)
+        step = rng.uniform(0.01, 0.1, n if varied else 1).astype(np.float32)
+        residual = rng.standard_normal((m, n)).astype(np.float32) if index % 2 else None
+        count, depth, stride = round_up(n, kernels.nr), round_up(k, ALIGN), round_up(n, ALIGN)
+        folded = bias - kernels.flip * weight.astype(np.int64).sum(1)
+        columns = [pad(part, count, np.float32) if varied else part.repeat(kernels.nr) for part in (zero, step)]
+        arrays = [pack_b(weight, kernels), pad(folded, count, np.int32), pad(scale, count, np.float32), *columns]
+        arrays.append(pack_a(x, kernels))
+        buffer = None if residual is None else rows_of(residual)
+        driver.call(1, [varied, depth, count, m, stride], [*arrays, buffer], m * stride * 4)
+        checks.append((stride, n, reference.linear_static(x, weight, bias, scale, zero, step, residual)))
+        size = round_up(m, ROWS) * stride
+        driver.call(2, [varied, depth, count, m, stride, size], arrays, size)
+        checks.append((None, (m, n), reference.requantize(x, weight, bias, scale, zero)))
+    for data, (stride, columns, expected) in zip(driver.run(), checks, strict=True):
+        if stride is None:
+            found = unpack_a(np.frombuffer(data, np.int8), *columns, kernels)
+        else:
+            found = floats(data, stride, columns)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_dynamic_int8_linear(driver: Driver) -> None:
+    rng, kernels, checks = np.random.default_rng(1), driver.kernels, []
+    for m, k, n in shapes(kernels, kernels.nr):
+        values = rng.standard_normal((m, k)).astype(np.float32) * rng.uniform(0.1, 10, (m, 1)).astype(np.float32)
+        x, row_scale, row_zero = reference.quantize_rows(values)
+        weight = rng.integers(-127, 128, (n, k)).astype(np.int8)
+        scale = rng.uniform(0.001, 0.01, n).astype(np.float32)
+        bias = rng.standard_normal(n).astype(np.float32)
+        count, depth, stride = round_up(n, kernels.nr), round_up(k, ALIGN), round_up(n, ALIGN)
+        arrays = [
+            pack_b(weight, kernels), pad(weight.astype(np.int64).sum(1), count, np.int32), pad(scale, count, np.float32),
+            pad(bias, count, np.float32), None, pack_a(x, kernels), pad(row_scale, round_up(m, ROWS), np.float32),
+            pad(row_zero + kernels.flip, round_up(m, ROWS), np.int32),
+        ]
+        driver.call(3, [0, depth, count, m, stride], arrays, m * stride * 4)
+        checks.append((stride, n, reference.linear_dynamic(x, row_scale, row_zero, weight, scale, bias)))
+    for data, (stride, n, expected) in zip(driver.run(), checks, strict=True):
+        np.testing.assert_allclose(floats(data, stride, n), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_quantization(driver: Driver) -> None:
+    """Static: exact, also at ties and beyond the range. By row: exact integers, scales and zero points."""
+    rng, kernels, checks = np.random.default_rng(2), driver.kernels, []
+    for m, k in [(1, 1), (3, 5), (4, 16), (7, 17), (8, 31), (9, 48), (13, 97)]:
+        x = rng.standard_normal((m, k)).astype(np.float32) * 3
+        x.reshape(-1)[::3] = np.rint(x.reshape(-1)[::3] * 4) / 8  # ties at inverse 4
+        x[0, 0] = 1e9
+        x[-1, -1] = -1e9 if m > 1 else 0.0
+        depth, stride = round_up(k, ALIGN), round_up(k, ALIGN)
+        size = round_up(m, ROWS) * depth
+        driver.call(4, [stride, m, k, -3, depth, size], [rows_of(x)], size, real=4.0)
+        checks.append((m, k, reference.quantize(x, 4.0, -3), None, None))
+        x = np.clip(x, -20, 20) if m % 2 else np.abs(np.clip(x, 0.5, 20))
+        x[-1] = 0.0
+        driver.call(5, [stride, m, k, 0, depth, size], [rows_of(x)], size + 8 * m)
+        checks.append((m, k, *reference.quantize_rows(x)))
+    for data, (m, k, integers, scale, zero) in zip(driver.run(), checks, strict=True):
+        size = round_up(m, ROWS) * round_up(k, ALIGN)
+        np.testing.assert_array_equal(unpack_a(np.frombuffer(data[:size], np.int8), m, k, kernels), integers)
+        if scale is not None:
+            np.testing.assert_array_equal(np.frombuffer(data[size : size + 4 * m], np.float32), scale)
+            np.testing.assert_array_equal(np.frombuffer(data[size + 4 * m :], np.int32), zero + kernels.flip)
+
+
+def test_table(driver: Driver) -> None:
+    rng = np.random.default_rng(3)
+    table = rng.permutation(256).astype(np.uint8)
+    values = [rng.integers(0, 256, count).astype(np.uint8) for count in (1, 15, 16, 17, 256, 1000)]
+    for value in values:
+        driver.call(6, [], [value, table], len(value))
+    for data, value in zip(driver.run(), values, strict=True):
+        np.testing.assert_array_equal(np.frombuffer(data, np.uint8), table[value])
+
+
+def test_float_linear(driver: Driver) -> None:
+    rng, kernels, checks = np.random.default_rng(4), driver.kernels, []
+    for index, (m, k, n) in enumerate(shapes(kernels, kernels.nf)):
+        x, weight = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((n, k)).astype(np.float32)
+        bias, residual = rng.standard_normal(n).astype(np.float32), rng.standard_normal((m, n)).astype(np.float32)
+        count, stride = round_up(n, kernels.nf), round_up(n, ALIGN)
+        arrays = [pack_float(weight, kernels), pad(bias, count, np.float32), rows_of(x), rows_of(residual)]
+        if index % 2:
+            arrays[3] = None
+        driver.call(7, [round_up(k, ALIGN), k, count, m, stride], arrays, m * stride * 4)
+        checks.append((stride, n, x.astype(np.float64) @ weight.T + bias + (0 if index % 2 else residual)))
+        if index % 4 == 0:
+            integers, scale = rng.integers(-127, 128, (n, k)).astype(np.int8), rng.uniform(0.01, 0.02, n).astype(np.float32)
+            arrays = [pad_rows(integers), scale, bias, rows_of(x)]
+            driver.call(8, [n, k, round_up(k, ALIGN), round_up(k, ALIGN), m, stride], arrays, m * stride * 4)
+            checks.append((stride, n, x.astype(np.float64) @ (integers * scale[:, None].astype(np.float64)).T + bias))
+    for data, (stride, n, expected) in zip(driver.run(), checks, strict=True):
+        np.testing.assert_allclose(floats(data, stride, n), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_layernorm(driver: Driver) -> None:
+    rng, checks = np.random.default_rng(5), []
+    for m, n in [(1, 1), (2, 3), (3, 15), (4, 16), (5, 17), (2, 64), (3, 97), (2, 384)]:
+        x = (rng.standard_normal((m, n)) * 3 + 20).astype(np.float32)
+        weight, bias = rng.standard_normal(n).astype(np.float32), rng.standard_normal(n).astype(np.float32)
+        stride = round_up(n, ALIGN)
+        driver.call(9, [m, n, stride], [rows_of(x), weight, bias], m * stride * 4, real=1e-5)
+        checks.append((stride, n, reference.layernorm(x, weight, bias, 1e-5)))
+    for data, (stride, n, expected) in zip(driver.run(), checks, strict=True):
+        np.testing.assert_allclose(floats(data, stride, n), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_elementwise(driver: Driver) -> None:
+    """GELU (erf), GELU (tanh), ReLU, tanh from -30 to 30, denser around 0."""
+    line = np.concatenate([np.linspace(-30, 30, 512), np.linspace(-3, 3, 480), [0.0] * 32]).astype(np.float32)
+    kinds = ("gelu", "gelu_tanh", "relu", "tanh")
+    for index in range(len(kinds)):
+        driver.call(10, [4, 256, index], [line], line.nbytes)
+    for data, kind in zip(driver.run(), kinds, strict=True):
+        np.testing.assert_allclose(np.frombuffer(data, np.float32), reference.elementwise(kind, line), rtol=1e-6, atol=1e-6)
+
+
+def test_attention(driver: Driver) -> None:
+    """Sizes around the tiles, fewer keys than queries, shared key/value heads, odd head sizes, large scores."""
+    rng, checks = np.random.default_rng(6), []
+    cases = [
+        (1, 1, 1, 1, 1), (3, 3, 2, 1, 4), (8, 8, 2, 2, 16), (9, 9, 3, 1, 13), (17, 17, 4, 2, 16), (17, 5, 2, 1, 32),
+        (33, 31, 1, 1, 20), (16, 33, 2, 1, 33),
+    ]
+    for queries, keys, heads, group, size in cases:
+        width, shared = heads * size, heads // group * size
+        q = rng.standard_normal((queries, width)).astype(np.float32) * 4
+        k, v = (rng.standard_normal((keys, shared)).astype(np.float32) for _ in range(2))
+        stride, scale = round_up(width, ALIGN), size**-0.5
+        numbers = [stride, round_up(shared, ALIGN), queries, keys, heads, group, size, stride]
+        driver.call(11, numbers, [rows_of(q), rows_of(k), rows_of(v)], queries * stride * 4, real=scale)
+        checks.append((stride, width, reference.attention(q, k, v, heads, group, size, scale)))
+    for data, (stride, width, expected) in zip(driver.run(), checks, strict=True):
+        np.testing.assert_allclose(floats(data, stride, width), expected, rtol=1e-5, atol=5e-6)
+
+
+def test_rows(driver: Driver) -> None:
+    """Mean, embedding from float and int8 tables, patches, positions with and without class token, sums."""
+    rng, checks = np.random.default_rng(7), []
+    x = rng.standard_normal((5, 19)).astype(np.float32)
+    driver.call(12, [5, 19, 32], [rows_of(x)], 19 * 4)
+    checks.append((19, 19, x.astype(np.float64).mean(0)[None]))
+    ids = np.array([3, 0, 6, 6], np.int64)
+    tokens, positions = rng.standard_normal((7, 19)).astype(np.float32), rng.standard_normal((5, 19)).astype(np.float32)
+    driver.call(13, [4, 19, 32], [ids, tokens, None, positions, None], 4 * 32 * 4)
+    checks.append((32, 19, tokens[ids] + positions[:4]))
+    integers, scale = rng.integers(-127, 128, (7, 19)).astype(np.int8), rng.uniform(0.1, 1, 7).astype(np.float32)
+    driver.call(13, [4, 19, 32], [ids, integers, scale, positions, None], 4 * 32 * 4)
+    checks.append((32, 19, integers[ids] * scale[ids][:, None] + positions[:4]))
+    pixels = rng.standard_normal((3, 6, 6)).astype(np.float32)
+    driver.call(14, [3, 6, 2, 16, 9], [pixels], 9 * 16 * 4)
+    checks.append((16, 12, reference.patches(pixels, 2)))
+    cls = rng.standard_normal(19).astype(np.float32)
+    driver.call(15, [4, 19, 32, 5], [rows_of(x[:4]), cls, positions, None], 5 * 32 * 4)
+    checks.append((32, 19, np.concatenate([cls[None], x[:4]]) + positions))
+    driver.call(15, [5, 19, 32, 5], [rows_of(x), None, integers, scale], 5 * 32 * 4)
+    checks.append((32, 19, x + integers[:5] * scale[:5, None]))
+    driver.call(16, [5, 32], [rows_of(x), rows_of(positions)], 5 * 32 * 4)
+    checks.append((32, 19, x + positions))
+    for data, (stride, columns, expected) in zip(driver.run(), checks, strict=True):
+        np.testing.assert_allclose(floats(data, stride, columns), expected, rtol=1e-6, atol=1e-6)

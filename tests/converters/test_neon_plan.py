@@ -1,0 +1,230 @@
+"""The compiler without the compiler: arena, rewrites, refusals, toolchains, ELF notes."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from sample_graphs import SPECS, sample, without
+
+from edgesdk.converters.front import Encoding
+from edgesdk.converters.neon import check, convert, read_isa, toolchain
+from edgesdk.converters.neon.arena import ALIGNMENT, Life, place
+from edgesdk.converters.neon.convert import make_plan
+from edgesdk.converters.neon.emit import lives
+from edgesdk.converters.neon.fuse import table_entries
+from edgesdk.converters.neon.kernel_sets import KERNEL_SETS, choose
+from edgesdk.converters.neon.packing import pack_a, pack_b, unpack_a
+from edgesdk.converters.neon.plan import (
+    Activate,
+    Attend,
+    Dense,
+    DenseDynamic,
+    DenseStatic,
+    Lookup,
+    Plan,
+    Quantize,
+    QuantizeRows,
+    Step,
+    Sum,
+)
+from edgesdk.errors import ConvertError, UnsupportedOp
+from edgesdk.targets import load_target
+
+LIVES = st.lists(
+    st.tuples(st.integers(1, 10_000), st.integers(0, 30), st.integers(0, 8)).map(lambda v: (v[0], v[1], v[1] + v[2])),
+    max_size=40,
+)
+
+
+def assert_no_overlap(buffers: list[Life]) -> None:
+    offsets, size = place(buffers)
+    for index, life in enumerate(buffers):
+        assert offsets[life.name] % ALIGNMENT == 0 and offsets[life.name] + life.size <= size
+        for other in buffers[:index]:
+            apart = (
+                offsets[life.name] + life.size <= offsets[other.name]
+                or offsets[other.name] + other.size <= offsets[life.name]
+            )
+            assert apart or not life.overlaps(other)
+
+
+@given(LIVES)
+def test_buffers_that_live_together_lie_apart(spans: list[tuple[int, int, int]]) -> None:
+    assert_no_overlap([Life(str(index), *span) for index, span in enumerate(spans)])
+
+
+def test_arena_shares_memory() -> None:
+    """A chain needs two buffers, not ten."""
+    chain = [Life(str(index), 640, index, index + 1) for index in range(10)]
+    assert place(chain)[1] == 2 * 640
+    assert place([]) == ({}, 0)
+
+
+def kinds(plan: Plan, kind: type[Step]) -> list[Step]:
+    return [step for step in plan.steps if type(step) is kind]
+
+
+@pytest.mark.parametrize("kind", sorted(SPECS))
+@pytest.mark.parametrize("scheme", ["fp32", "w8a8", "w8a8-dynamic"])
+def test_plans_of_every_model(kind: str, scheme: str) -> None:
+    """Steps read only what was written before; the arena of every kernel set is sound; projections and residuals fuse."""
+    case = sample(kind, scheme)
+    plan = make_plan(case.graph, case.sequence)
+    written: set[str] = set()
+    for step in plan.steps:
+        mine = {step.result.name} | ({step.scales.name} if isinstance(step, QuantizeRows) else set())
+        assert {tensor.name for tensor in step.reads()} <= written | mine
+        written |= mine
+    assert plan.output.name in written
+    for kernels in KERNEL_SETS.values():
+        assert_no_overlap(lives(plan, kernels))
+    layers = len(case.spec.layers)
+    assert len(kinds(plan, Attend)) == layers and not kinds(plan, Sum)
+    merged = [step for step in plan.steps if isinstance(step, Dense) and len(step.linears) == 3]
+    assert len(merged) == layers
+    assert sum(isinstance(step, Dense) and step.residual is not None for step in plan.steps) == 2 * layers
+
+
+def test_static_plans_use_tables_and_share_quantization() -> None:
+    case = sample("vit", "w8a8")
+    plan = make_plan(case.graph, case.sequence)
+    layers = len(case.spec.layers)
+    assert len(kinds(plan, Lookup)) == layers and not kinds(plan, Activate)
+    # the patches, and for each layer: attention input, context, ffn input
+    assert len(kinds(plan, Quantize)) == 1 + 3 * layers
+    assert len(kinds(plan, DenseStatic)) == 1 + 4 * layers
+
+
+def test_dynamic_plans_quantize_each_source_once() -> None:
+    case = sample("bert_pooler", "w8a8-dynamic")
+    plan = make_plan(case.graph, case.sequence)
+    assert len(kinds(plan, QuantizeRows)) == len(kinds(plan, DenseDynamic)) == 4 * len(case.spec.layers) + 2
+
+
+def test_gelu_table_is_the_graph_arithmetic() -> None:
+    """int8 → float → GELU → int8 for all 256 values, against a plain loop."""
+    import math
+
+    before, after = Encoding(0.05, -20), Encoding(0.02, -110)
+    expected = []
+    for q in range(-128, 128):
+        x = (q + 20) * 0.05
+        y = 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
+        expected.append(max(-128, min(127, round(y / 0.02) - 110)))
+    assert np.abs(table_entries("gelu", before, after).astype(int) - expected).max() <= 1  # rounding of ties in float32
+    assert (table_entries("gelu", before, after) == expected).mean() > 0.98
+    assert list(table_entries("relu", Encoding(1.0, 0), Encoding(1.0, -128))[[0, 128, 129, 255]]) == [-128, -128, -127, -1]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 20), st.integers(1, 70), st.sampled_from(sorted(KERNEL_SETS)))
+def test_packing_is_invertible(rows: int, columns: int, name: str) -> None:
+    kernels = KERNEL_SETS[name]
+    values = np.random.default_rng(rows * 100 + columns).integers(-128, 128, (rows, columns)).astype(np.int8)
+    np.testing.assert_array_equal(unpack_a(pack_a(values, kernels), rows, columns, kernels), values)
+    packed = pack_b(values, kernels)
+    assert packed.astype(int).sum() == values.astype(int).sum() and packed.shape[2:] == (kernels.nr, kernels.kr)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------------
+
+
+def changed(kind: str, change: str) -> bytes:
+    """The graph of a model with one thing in it that the build does not understand."""
+    model = onnx.load_from_string(sample(kind, "fp32").graph)
+    nodes = model.graph.node
+    if change == "operator":
+        next(node for node in nodes if node.op_type == "Gelu").op_type = "Mish"
+    if change == "softmax axis":
+        node = next(node for node in nodes if node.op_type == "Softmax")
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("axis", 1))
+    if change == "permutation":
+        node = next(node for node in nodes if node.op_type == "Transpose" and "query" in node.name)
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("perm", [0, 1, 2, 3]))
+    if change == "mask value":
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "mask.value")
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(-1.0, np.float32), "mask.value"))
+    if change == "no mask":
+        for node in nodes:
+            if node.op_type == "Softmax":
+                node.input[0] = node.input[0].removesuffix(".masked")
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "named"),
+    [
+        ("vit", "operator", "Mish"), ("vit", "softmax axis", "Softmax"), ("vit", "permutation", "Transpose|shape"),
+        ("bert_pooler", "mask value", "Mul"), ("bert_pooler", "no mask", "MatMul"),
+    ],
+)
+def test_unknown_graphs_are_refused_by_name(kind: str, change: str, named: str) -> None:
+    with pytest.raises((UnsupportedOp, onnx.shape_inference.InferenceError), match=named):
+        make_plan(changed(kind, change), sample(kind, "fp32").sequence)
+
+
+def test_check_names_the_operator_and_the_missing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = without(sample("vit", "fp32"), graph=changed("vit", "operator_")).package()
+    monkeypatch.setattr(toolchain, "find_all", lambda triple: ())
+    assert len(check(package, load_target("rpi5"))) == 1
+    reasons = check(package, load_target("rpi5"))
+    assert "no C compiler" in reasons[0] and "apt install" in reasons[0]
+    with pytest.raises(ConvertError, match="no C compiler for aarch64"):
+        convert(package, load_target("rpi5"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compiler_errors_are_shown(tmp_path: Path) -> None:
+    broken = toolchain.Toolchain("cc", "1", ("sh", "-c", "echo this is wrong >&2; exit 1"))
+    with pytest.raises(ConvertError, match="this is wrong"):
+        broken.compile("model.c", "model.o", (), tmp_path)
+    with pytest.raises(ConvertError, match="cannot be started"):
+        toolchain.Toolchain("cc", "1", ("/nonexistent/cc",)).compile("model.c", "model.o", (), tmp_path)
+
+
+def test_kernel_sets_by_target() -> None:
+    assert choose(load_target("rpi4")).name == "base"
+    assert choose(load_target("rpi5")).name == choose(load_target("jetson")).name == "dotprod"
+    assert choose(load_target("host")).triple == "x86_64-linux-gnu"
+
+
+# --- ELF notes ----------------------------------------------------------------------------------------------------------
+
+
+def elf(note: bytes, offset: int = 120, size: int | None = None, entries: int = 1) -> bytes:
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, 0, 64, 0, 0, 64, 56, entries, 0, 0, 0)
+    length = len(note) if size is None else size
+    return header + struct.pack("<IIQQQQQQ", 4, 4, offset, 0, 0, length, length, 4) + note
+
+
+NOTE = struct.pack("<III", 8, 12, 1) + b"EdgeSDK\0" + b"neon,dotprod"
+
+
+def test_isa_is_read_from_the_note(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(elf(struct.pack("<III", 4, 5, 3) + b"GNU\0" + b"build\0\0\0" + NOTE))
+    assert read_isa(path) == ["neon", "dotprod"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"#!/bin/sh\n", b"\x7fELF\x01\x01" + bytes(80), elf(NOTE)[:90], elf(b""), elf(NOTE, offset=1 << 62),
+        elf(NOTE, size=1 << 60), elf(NOTE, entries=65535)[:100], elf(struct.pack("<III", 1 << 31, 1 << 31, 1) + bytes(40)),
+        elf(NOTE[:20] + b"\xff" * 12),
+    ],
+)
+def test_hostile_files_have_no_isa(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(data)
+    with pytest.raises(ConvertError):
+        read_isa(path)

@@ -1,0 +1,94 @@
+"""farm.toml: what is read, what is refused, and that adding a board keeps the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgesdk.errors import ConfigError, Identity
+from edgesdk.harness.board import Board
+from edgesdk.harness.facts import check_identity
+from edgesdk.harness.farm import add_board, find_board, load_farm
+
+FARM = """format = "edgesdk.farm"
+version = 1
+# the desk
+[boards.pi5-desk]
+target = "raspberry-pi/5"
+host = "192.0.2.17"
+user = "edge"
+key = "keys/edge"
+known_hosts = "known_hosts"
+serial = "10000000a1b2c3d4"
+meter = {kind = "shelly", url = "http://192.0.2.30"}
+tags = ["desk", "active-cooler"]
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "farm.toml"
+    path.write_text(FARM)
+    return path
+
+
+def test_boards_are_read(path: Path) -> None:
+    """Relative files are relative to farm.toml; `host` is always there."""
+    farm = load_farm(path)
+    assert farm["pi5-desk"] == Board(
+        "pi5-desk", "raspberry-pi/5", "192.0.2.17", 22, "edge", path.parent / "keys/edge", path.parent / "known_hosts",
+        "10000000a1b2c3d4", tags=("desk", "active-cooler"),
+    )
+    assert find_board("raspberry-pi/5", farm) is farm["pi5-desk"]
+    assert find_board("host", farm) is farm["host"]
+    assert find_board("jetson/nano", farm) is None
+    assert set(load_farm(path.parent / "missing.toml")) == {"host"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('user = "edge"', 'usr = "edge"', "boards.pi5-desk.usr"),
+        ('host = "192.0.2.17"', 'host = "-oProxyCommand=x"', "boards.pi5-desk.host"),
+        ('user = "edge"', 'user = "a;b"', "boards.pi5-desk.user"),
+        ('user = "edge"', "port = 70000", "boards.pi5-desk.port"),
+        ("version = 1", "version = 2", "version"),
+        ("[boards.pi5-desk]", '[boards."../x"]', "not a name for a board"),
+        ("[boards.pi5-desk]", "[boards.host]", "not a name for a board"),
+        ('"edgesdk.farm"', '"edgesdk.farm', "not TOML"),
+    ],
+)
+def test_faults_are_named(path: Path, old: str, new: str, words: str) -> None:
+    """File and key are in the message."""
+    path.write_text(FARM.replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        load_farm(path)
+    assert words in caught.value.message and str(path) in caught.value.message
+
+
+def test_add_board_keeps_the_rest(path: Path) -> None:
+    """Comments and other boards stay; the new board is read back."""
+    board = add_board(path, "orin", {"target": "jetson/orin-nano", "host": "192.0.2.18", "port": 2222, "user": None})
+    assert path.read_text().startswith(FARM)
+    assert load_farm(path)["orin"] == board
+    assert (board.port, board.user) == (2222, None)
+    with pytest.raises(ConfigError, match="exists"):
+        add_board(path, "orin", {"target": "jetson/orin-nano", "host": "192.0.2.18"})
+
+
+def test_a_bad_board_is_not_written(path: Path) -> None:
+    """An invalid table leaves the file as it was."""
+    with pytest.raises(ConfigError):
+        add_board(path, "orin", {"target": "jetson/orin-nano", "host": 'x"\n[boards.evil]'})
+    assert path.read_text() == FARM
+
+
+def test_identity() -> None:
+    """The pinned serial must be the board's serial number or its machine id."""
+    board = Board("a", "host", serial="42")
+    check_identity(board, {"serial": "42", "machine_id": None})
+    check_identity(board, {"serial": None, "machine_id": "42"})
+    check_identity(Board("a", "host"), {})
+    with pytest.raises(Identity, match="'42'.*'43'"):
+        check_identity(board, {"serial": "43", "machine_id": "44"})

@@ -1,0 +1,194 @@
+"""The whole path on this machine: golden check, evaluation, rounds, document, verification."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness_artifacts import golden_rows, onnx_artifact, runner, runner_artifact, weights
+
+from edgesdk.errors import ConfigError, MeasureError
+from edgesdk.files import canonical_json
+from edgesdk.harness.board import Board
+from edgesdk.harness.measure import Evaluation, load_profile, measure, probe, verify_measurement
+from edgesdk.targets.target import Target
+
+QUICK = load_profile("quick")
+
+
+def run(board: Board, target: Target, folder: Path, *candidates: Path, **options: Any) -> list[dict[str, Any]]:
+    """Measure with the quick profile; each document is written, and its figures follow from its raw files."""
+    values: dict[str, Any] = {"evaluation": None, "profile": QUICK, "seed": 3, "workdir": folder / "work", **options}
+    documents = measure(board, target, candidates, **values)
+    for document in documents:
+        stored = verify_measurement(folder / "work" / document["artifact"])
+        assert stored == json.loads(canonical_json(document))
+    return documents
+
+
+def test_onnx_end_to_end(host: Board, target: Target, tmp_path: Path) -> None:
+    """A right model is measured; a wrong one in the same job is refused before any timing."""
+    rows = golden_rows(50, seed=1)
+    right = onnx_artifact(tmp_path / "right")
+    wrong = onnx_artifact(tmp_path / "wrong", name="wrong", wrong=True)
+    steps: list[tuple[str, int, int]] = []
+    first, second = run(
+        host, target, tmp_path, right, wrong, evaluation=Evaluation([rows], 50),
+        progress=lambda *step: steps.append(step),
+    )
+    assert first["valid"] and first["reasons"] == []
+    assert first["golden"] == {"passed": True, "kind": "max_abs", "value": 0.0, "limit": 1e-4, "n": 32}
+    raw = (tmp_path / "work" / first["artifact"] / first["evaluation"]["outputs"]).read_bytes()
+    np.testing.assert_allclose(np.frombuffer(raw, "<f4").reshape(50, 3), rows @ weights(), atol=1e-5)
+    assert [entry["index"] for entry in first["rounds"]] == [0, 1]
+    assert first["latency_ms"]["provenance"] == "measured"
+    assert "quick" in first["latency_ms"]["labels"]
+    low, high = first["latency_ms"]["ci95"]
+    assert low <= first["latency_ms"]["p50"] <= high
+    assert first["peak_rss_bytes"]["value"] > 1 << 20
+    assert first["energy_mj"]["value"] is None and "RAPL" in first["energy_mj"]["reason"]
+    assert first["instructions"]["value"] is None
+
+    assert not second["valid"]
+    assert second["reasons"] == ["E_ACCURACY: golden check: max_abs is 1, limit 0.0001"]
+    assert second["rounds"] == [] and second["latency_ms"]["p50"] is None and second["evaluation"] is None
+    assert not [step for step, _, _ in steps if step.startswith("round") and "wrong" in step]
+    assert not list((tmp_path / "home/.edgesdk/jobs").iterdir())
+
+
+def test_own_binary_end_to_end(host: Board, target: Target, tmp_path: Path) -> None:
+    """An artifact with an executable of its own goes through the same protocol; equal ones are measured once."""
+    folder = runner_artifact(tmp_path / "a", runner())
+    first, second = run(host, target, tmp_path, folder, folder)
+    assert first is second
+    assert first["valid"], first["reasons"]
+    assert [entry["batch"] for entry in first["rounds"]] == [4, 4]
+    assert first["peak_rss_bytes"]["value"] == 4096
+
+
+def test_counting_board_reports_instructions_only(host: Board, target: Target, tmp_path: Path) -> None:
+    """On an emulated board with a plugin: instructions are `emulated`, nothing is timed."""
+    board = Board(
+        "emu", "host", python=host.python, emulated=True, counting_plugin=str(tmp_path / "plugin.so"),
+    )
+    (document,) = run(board, target, tmp_path, runner_artifact(tmp_path / "a", runner()))
+    assert document["valid"], document["reasons"]
+    # The runner reports 2000 + row for each of four inferences.
+    assert document["instructions"]["value"] == 2002 and document["instructions"]["classes"] == {"dot": 16}
+    assert document["instructions"]["provenance"] == document["provenance"] == "emulated"
+    assert document["latency_ms"]["p50"] is None and document["latency_ms"]["provenance"] == "unmeasured"
+    assert document["peak_rss_bytes"]["provenance"] == "unmeasured"
+    assert [entry["p50_ns"] for entry in document["rounds"]] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGILL)", "E_CRASH", "SIGILL"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "E_CRASH", "SIGSEGV"),
+        ("sys.exit(65)", "E_CRASH", "bad input file"),
+        ("sys.exit(128 + 4)", "E_CRASH", "SIGILL"),
+        ("raise MemoryError", "E_OOM", "out of memory"),
+        ("sys.exit(0)", "E_CRASH", "wrote no outputs"),
+        ("open(options.outputs, 'w').write('x'); sys.exit(0)", "E_CRASH", "wrote 1 bytes"),
+        ("print('{}' * 9); options.action == 'bench' and sys.exit(0)", "E_CRASH", "no edgesdk.round"),
+    ],
+)
+def test_failing_candidate_is_a_result(
+    host: Board, target: Target, tmp_path: Path, fault: str, code: str, words: str
+) -> None:
+    """Whatever a candidate does, the answer is a document with the reason."""
+    (document,) = run(host, target, tmp_path, runner_artifact(tmp_path / "a", runner(fault)))
+    assert not document["valid"]
+    (reason,) = document["reasons"]
+    assert reason.startswith(code) and words in reason
+    assert document["latency_ms"]["p50"] is None
+    if words == "SIGILL":
+        assert "CPU features of the board" in reason
+
+
+def test_summary_that_contradicts_its_samples_is_not_believed(host: Board, target: Target, tmp_path: Path) -> None:
+    """A runner that prints a better median than its samples have is not valid."""
+    program = runner().replace(b'"p50_ns": p50', b'"p50_ns": p50 // 2 + 1')
+    (document,) = run(host, target, tmp_path, runner_artifact(tmp_path / "a", program))
+    assert not document["valid"] and "its samples have" in document["reasons"][0]
+
+
+def test_wrong_architecture_is_found_before_upload(host: Board, target: Target, tmp_path: Path) -> None:
+    """An aarch64 binary is not sent to an x86 machine (and the other way round)."""
+    machine = 62 if probe(host)["machine"] == "aarch64" else 183
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 2, machine)
+    (document,) = run(host, target, tmp_path, runner_artifact(tmp_path / "a", header))
+    assert document["golden"] is None
+    assert "is built for" in document["reasons"][0]
+
+
+def test_missing_runtime_is_named(host: Board, target: Target, tmp_path: Path) -> None:
+    """A runtime that the worker does not know is a reason, not a crash."""
+    folder = runner_artifact(tmp_path / "a", b"", runtime={"name": "tensorrt"}, executable=None)
+    (document,) = run(host, target, tmp_path, folder)
+    assert "tensorrt" in document["reasons"][0]
+
+
+def test_inputs_that_do_not_fit_are_a_reason(host: Board, target: Target, tmp_path: Path) -> None:
+    """An evaluation set of another shape is refused for that candidate."""
+    evaluation = Evaluation([np.zeros((4, 5), np.float32)], 4)
+    (document,) = run(host, target, tmp_path, runner_artifact(tmp_path / "a", runner()), evaluation=evaluation)
+    assert "input features takes (4, 6)" in document["reasons"][0]
+
+
+def test_unknown_profile() -> None:
+    """The message lists the profiles."""
+    with pytest.raises(ConfigError, match="unknown profile 'fast'\n  try: one of nightly, publish, quick, smoke"):
+        load_profile("fast")
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("latency_ms.p50", lambda document: document["latency_ms"].update(p50=0.1234)),
+        ("latency_ms.p90", lambda document: document["latency_ms"].update(p90=0.1234)),
+        ("latency_ms.ci95", lambda document: document["latency_ms"].update(ci95=[0.1, 0.2])),
+        ("latency_ms.labels", lambda document: document["latency_ms"].update(labels=[])),
+        ("rounds[1].p50_ns", lambda document: document["rounds"][1].update(p50_ns=1)),
+        ("rounds[0].codes", lambda document: document["rounds"][0].update(codes=["E_X"])),
+        ("peak_rss_bytes.value", lambda document: document["peak_rss_bytes"].update(value=1)),
+        ("instructions.value", lambda document: document["instructions"].update(value=1)),
+        ("energy_mj.value", lambda document: document["energy_mj"].update(value=0.5)),
+        ("valid", lambda document: document.update(valid=False)),
+        ("sha256 differs", lambda document: document["rounds"][0].update(sha256="0" * 64)),
+        ("malformed", lambda document: document["rounds"][0].pop("batch")),
+        ("leaves its folder", lambda document: document["rounds"][0].update(samples="../x")),
+    ],
+)
+def test_every_changed_figure_is_found(measured: Path, key: str, change: Any) -> None:
+    """Verification names the figure that does not follow from the raw files."""
+    document = json.loads((measured / "measurement.json").read_bytes())
+    change(document)
+    changed = measured / "changed.json"
+    changed.write_bytes(canonical_json(document))
+    with pytest.raises(MeasureError) as caught:
+        verify_measurement(changed)
+    assert key in caught.value.message
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one measurement."""
+    from edgesdk.targets.target import load_target
+
+    folder = tmp_path_factory.mktemp("measured")
+    board = Board("host", "host", python=probe_python(), state=str(folder / "state"))
+    (document,) = run(board, load_target("host"), folder, runner_artifact(folder / "a", runner()))
+    return folder / "work" / str(document["artifact"])
+
+
+def probe_python() -> str:
+    """The interpreter of this process."""
+    import sys
+
+    return sys.executable

@@ -1,0 +1,233 @@
+"""The worker's parts: language level, parsers against junk, comparison, packing."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+import struct
+import zipfile
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgesdk.harness.pack import pack_worker
+from edgesdk.harness.worker import blocks, child, count, facts, rounds, store, timing
+
+FOLDER = files("edgesdk.harness.worker")
+SOURCES = {entry.name: entry.read_text() for entry in FOLDER.iterdir() if entry.name.endswith(".py")}
+ROUND = {
+    "format": "edgesdk.round", "version": 1, "count": 5, "batch": 1, "p50_ns": 9, "cold_load_ns": 1,
+    "first_inference_ns": 2, "warmup": {}, "steady": True, "peak_rss_bytes": 4096, "cpu_ns": 3,
+}
+TENSORS = [{"dtype": "float32", "shape": [1, 2]}]
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_runs_on_python_3_6(name: str) -> None:
+    """Syntax of 3.6, no annotations that 3.6 would have to evaluate, nothing newer from `subprocess`."""
+    tree = ast.parse(SOURCES[name], feature_version=(3, 6))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "__future__", "annotations are of 3.7"
+        if isinstance(node, ast.keyword):
+            assert node.arg not in ("capture_output", "text", "strict", "dirs_exist_ok", "required") or _is_option(node)
+        for annotation in _annotations(node):
+            plain = isinstance(annotation, (ast.Constant, ast.Name, ast.Attribute))
+            assert plain, f"{name}:{annotation.lineno}: annotation is evaluated by 3.6: quote it"
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_imports_only_itself_and_the_standard_library(name: str) -> None:
+    """Nothing of EdgeSDK but the worker; numpy and the runtimes only inside functions of the runner."""
+    tree = ast.parse(SOURCES[name])
+    for node in tree.body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        for module in names:
+            ours = module.startswith("edgesdk.harness.worker")
+            assert ours or module.split(".")[0] in _standard_library(), f"{name} imports {module}"
+    inner = {
+        str(getattr(node, "module", "") or node.names[0].name)  # type: ignore[attr-defined]
+        for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in tree.body
+    }
+    assert not inner or name in ("runner.py", "runtimes.py"), f"{name} imports {inner} inside functions"
+
+
+def test_pack_is_deterministic_and_complete() -> None:
+    """Equal sources, equal bytes; all modules are there; nothing else is."""
+    first = pack_worker()
+    pack_worker.cache_clear()
+    assert pack_worker() == first
+    names = set(zipfile.ZipFile(io.BytesIO(first)).namelist())
+    expected = {f"edgesdk/harness/worker/{name}" for name in SOURCES}
+    assert names == expected | {"__main__.py", "edgesdk/__init__.py", "edgesdk/harness/__init__.py"}
+
+
+@given(st.text() | st.binary().map(lambda data: data.decode("latin-1")))
+@settings(max_examples=200, deadline=None)
+def test_parsers_survive_junk(text: str) -> None:
+    """Junk gives empty facts or a ValueError, nothing else."""
+    assert set(facts.parse_cpuinfo(text)) == {"model", "part", "features", "serial"}
+    assert all(isinstance(value, int) for value in facts.parse_meminfo(text).values())
+    assert all("total" in counts for counts in count.parse_counts(text))
+    try:
+        rounds.parse_round(text.encode("utf-8", "replace"))
+    except ValueError:
+        pass
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5,
+)
+
+
+@given(st.sampled_from(sorted(ROUND)), JSON)
+@settings(max_examples=200, deadline=None)
+def test_round_with_a_wrong_value(key: str, value: Any) -> None:
+    """A round is accepted only with whole numbers where they belong."""
+    try:
+        found = rounds.parse_round(json.dumps({**ROUND, key: value}).encode())
+    except ValueError:
+        return
+    assert all(type(found[name]) is int and found[name] >= 0 for name in rounds.ROUND_INTEGERS)
+    assert found["count"] >= 1 and found["batch"] >= 1 and type(found["steady"]) is bool
+
+
+@given(st.lists(JSON, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_counts_between_junk(junk: list[Any]) -> None:
+    """Only end markers with whole counts are inferences."""
+    lines = [json.dumps(entry) for entry in junk]
+    lines += ['{"edgecount":"mark","tag":1,"total":9}', '{"edgecount":"mark","tag":2,"total":7,"dot":3,"x":"y"}']
+    lines += ['{"edgecount":"exit","tag":0,"total":99}', '{"edgecount":"mark","tag":2,"tot']
+    assert count.parse_counts("\n".join(lines)) == [{"total": 7, "dot": 3}]
+
+
+def test_round_json_may_follow_noise() -> None:
+    """A runtime that prints banners does not hide the round."""
+    assert rounds.parse_round(b"banner\n{}\n" + json.dumps(ROUND).encode() + b"\nbye\n")["p50_ns"] == 9
+
+
+def test_cpuinfo_of_arm_and_x86() -> None:
+    """Features are found under both names."""
+    arm = "processor : 0\nFeatures : fp asimd asimddp\nCPU part : 0xd0b\n\nSerial : 1000abc\nModel : Raspberry Pi 5\n"
+    assert facts.parse_cpuinfo(arm)["features"] == ["asimd", "asimddp", "fp"]
+    assert facts.parse_cpuinfo(arm)["serial"] == "1000abc"
+    assert facts.parse_cpuinfo("model name : Xeon\nflags : avx2 fma\n")["model"] == "Xeon"
+
+
+def _floats(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "actual", "passed", "value"),
+    [
+        ("max_abs", 0.5, (1.0, 2.5), True, 0.5),
+        ("max_abs", 0.4, (1.0, 2.5), False, 0.5),
+        ("sqnr_db", 10.0, (1.0, 2.5), True, 10 * math.log10(5 / 0.25)),
+        ("sqnr_db", 14.0, (1.0, 2.5), False, 10 * math.log10(5 / 0.25)),
+        ("sqnr_db", 30.0, (1.0, 2.0), True, 200.0),
+        ("max_abs", 0.5, (1.0, math.nan), False, None),
+        ("sqnr_db", 10.0, (math.inf, 2.0), False, None),
+        ("other", 1.0, (1.0, 2.0), False, None),
+    ],
+)
+def test_golden_comparison(kind: str, limit: float, actual: Any, passed: bool, value: float | None) -> None:
+    """Tolerances by hand-computed values; NaN never passes."""
+    verdict = blocks.compare(kind, limit, _floats(1, 2), _floats(*actual), TENSORS, 1)
+    assert verdict["passed"] is passed
+    assert verdict["value"] == (None if value is None else pytest.approx(value))
+    assert bool(verdict["reason"]) is not passed
+
+
+def test_golden_comparison_of_the_wrong_size() -> None:
+    """Half an output does not pass."""
+    assert not blocks.compare("max_abs", 1, _floats(1, 2), _floats(1), TENSORS, 1)["passed"]
+
+
+def test_take_rows_cuts_every_block() -> None:
+    """Rows of several tensors stay together."""
+    tensors = [{"dtype": "float32", "shape": [1, 2]}, {"dtype": "int64", "shape": [1, 1]}]
+    data = _floats(0, 1, 2, 3, 4, 5) + struct.pack("<3q", 7, 8, 9)
+    assert blocks.take_rows(data, tensors, 3, [2, 0]) == _floats(4, 5, 0, 1) + struct.pack("<2q", 9, 7)
+    with pytest.raises(ValueError, match="expected"):
+        blocks.take_rows(data[:-1], tensors, 3, [0])
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../b", "/etc/passwd", "", "a//b", ".ssh/x", "a\\b", "a\0b", "-x", "a b"])
+def test_paths_of_artifacts_stay_inside(path: str) -> None:
+    """The worker refuses paths that could leave the artifact's folder."""
+    with pytest.raises(ValueError, match="illegal path"):
+        store.safe_parts(path)
+
+
+EXITED, SIGNALLED = st.integers(0, 255).map(lambda code: code << 8), st.integers(1, 64)
+
+
+@given(EXITED | SIGNALLED, st.booleans(), st.text(max_size=30))
+@settings(deadline=None)
+def test_every_wait_status_has_words(status: int, oom: bool, stderr: str) -> None:
+    """A child that did not succeed has a code and a reason, always."""
+    code, reason = child.describe_status(status, oom, stderr)
+    assert (code == "") == (status == 0)
+    assert bool(reason) == bool(code)
+
+
+def test_timed_round_with_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that ticks 0.3 ms per inference: batches of 4 and a median of 0.3 ms."""
+    now = [0]
+
+    def infer(row: int) -> None:
+        now[0] += 300_000
+
+    monkeypatch.setattr(timing, "now_ns", lambda: now[0])
+    result = timing.timed_round(infer, [0, 1, 2], timing.Options(10, 0.0, 1.0, 0.01, 5, 10))
+    assert (result["batch"], result["p50_ns"], result["steady"]) == (4, 300_000, True)
+    assert list(result["samples"]) == [1_200_000] * result["count"]
+    assert result["warmup"]["iterations"] == 20
+    assert result["count"] == 9  # the first number of samples that fills 10 ms
+
+
+def test_warm_up_has_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that never becomes steady is timed all the same, and marked."""
+    now, calls = [0], [0]
+
+    def infer(row: int) -> None:
+        calls[0] += 1
+        now[0] += 1_000_000 * (1 + calls[0] // 10)
+
+    monkeypatch.setattr(timing, "now_ns", lambda: now[0])
+    result = timing.timed_round(infer, [0], timing.Options(2, 0.0, 0.5, 0.01, 2, 10))
+    assert result["steady"] is False
+
+
+def test_order_is_seeded() -> None:
+    """Equal seeds, equal orders; every input takes part."""
+    assert timing.seeded_order(32, 1) == timing.seeded_order(32, 1) != timing.seeded_order(32, 2)
+    assert sorted(timing.seeded_order(32, 1)) == list(range(32))
+
+
+def _is_option(node: ast.keyword) -> bool:
+    """`required=True` of add_argument is old; only that of add_subparsers is of 3.7."""
+    return node.arg == "required"
+
+
+def _annotations(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.arg):
+        return [node.annotation] if node.annotation else []
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return [node.returns] if node.returns else []
+    return [node.annotation] if isinstance(node, ast.AnnAssign) else []
+
+
+def _standard_library() -> frozenset[str]:
+    import sys
+
+    return sys.stdlib_module_names
