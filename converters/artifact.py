@@ -14,6 +14,7 @@ dynamic ones (against fp32).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,12 +160,18 @@ def read_artifact(folder: Path) -> Artifact:
         digests = golden["sha256"]
         expected = [(f.path, f.sha256) for f in artifact.files]
         expected += [(artifact.golden.inputs, digests["inputs"]), (artifact.golden.outputs, digests["outputs"])]
-    except (KeyError, TypeError, ValueError) as problem:
+        if not isinstance(artifact.runtime, dict) or not isinstance(artifact.name, str) or artifact.golden.n < 1:
+            raise ValueError("runtime is not a mapping, name is not text, or there are no golden rows")
+        sizes = [f.bytes for f in artifact.files]
+        sizes += [_block_bytes(artifact.golden.n, tensors) for tensors in (artifact.inputs, artifact.outputs)]
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise ConvertError(f"{folder}/artifact.json: malformed: {problem!r}") from problem
-    for relative, digest in expected:
+    for (relative, digest), size in zip(expected, sizes, strict=True):
         path = inside(folder, relative, ConvertError)
         if not path.is_file():
             raise ConvertError(f"{path}: missing")
+        if path.stat().st_size != size:
+            raise ConvertError(f"{path}: has {path.stat().st_size} bytes, artifact.json says {size}")
         if sha256_file(path) != digest:
             raise ConvertError(f"{path}: sha256 differs from artifact.json", "build the artifact again")
     if artifact.executable is not None and artifact.executable not in {file.path for file in artifact.files}:
@@ -175,4 +182,12 @@ def read_artifact(folder: Path) -> Artifact:
 def _tensor(entry: Mapping[str, Any]) -> Tensor:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']!r}")
-    return Tensor(str(entry["name"]), str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+    shape = tuple(int(size) for size in entry["shape"])
+    if not shape or min(shape) < 1:
+        raise ValueError(f"shape {shape}")
+    return Tensor(str(entry["name"]), str(entry["dtype"]), shape)
+
+
+def _block_bytes(rows: int, tensors: Sequence[Tensor]) -> int:
+    """Bytes of a golden block of that many rows."""
+    return sum(rows * math.prod(tensor.shape[1:]) * np.dtype(DTYPES[tensor.dtype]).itemsize for tensor in tensors)

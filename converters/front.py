@@ -77,7 +77,8 @@ def lower(model_bytes: bytes, sequence: int) -> Graph:
     """Lower a package's graph for batch 1 and `sequence` tokens.
 
     Raises:
-        UnsupportedOp: a quantized construct that is none of the four forms, or a shape that stays unknown.
+        UnsupportedOp: a quantized construct that is none of the four forms, or a shape that stays unknown; the
+            message names the node.
     """
     model = onnx.load_from_string(model_bytes)
     graph = model.graph
@@ -87,6 +88,7 @@ def lower(model_bytes: bytes, sequence: int) -> Graph:
     nodes = _fold(graph.node, constants, shapes)
     _infer_shapes(model, nodes, constants, shapes)
     lowered = _Recogniser(nodes, constants).run()
+    _check_complete(lowered, {*constants, *(value.name for value in graph.input)}, graph.output)
     used = {name for node in lowered if isinstance(node, Operator) for name in node.inputs}
     return Graph(
         nodes=tuple(lowered),
@@ -159,13 +161,31 @@ def _infer_shapes(
     folded.output.extend(graph.output)
     folded.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     whole = helper.make_model(folded, opset_imports=model.opset_import, ir_version=model.ir_version)
-    inferred = onnx.shape_inference.infer_shapes(whole, strict_mode=True, data_prop=True).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(whole, strict_mode=True, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError) as problem:
+        raise UnsupportedOp(f"the shapes of the graph cannot be inferred: {problem}") from problem
     shapes.update({name: tuple(value.shape) for name, value in constants.items()})
     shapes.update({value.name: _dims(value) for value in (*inferred.value_info, *inferred.output)})
     for node in nodes:
         for name in node.output:
             if name not in shapes or 0 in shapes[name]:
                 raise UnsupportedOp(f"{node.op_type} {node.name!r}: the shape of {name!r} is not static")
+
+
+def _check_complete(
+    nodes: Sequence[Linear | Operator], known: set[str], outputs: Sequence[onnx.ValueInfoProto]
+) -> None:
+    """Every tensor that is read was made before: nothing reads what a linear layer absorbed."""
+    for node in nodes:
+        reads = (node.source,) if isinstance(node, Linear) else node.inputs
+        for name in reads:
+            if name and name not in known:
+                raise UnsupportedOp(f"{node.name!r} reads {name!r}, which is inside a linear layer")
+        known |= {node.result} if isinstance(node, Linear) else set(node.outputs)
+    for value in outputs:
+        if value.name not in known:
+            raise UnsupportedOp(f"the output {value.name!r} is inside a linear layer")
 
 
 class _Recogniser:
@@ -201,59 +221,90 @@ class _Recogniser:
         return result
 
     def gemm(self, node: onnx.NodeProto) -> Linear:
-        if _attributes(node).get("transB") != 1 or len(node.input) != 3:
+        attributes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | _attributes(node)
+        if attributes != {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1} or len(node.input) != 3:
             raise UnsupportedOp(f"Gemm {node.name!r}: expected x · Wᵀ + b")
         source, weight, bias = node.input
         name = weight.removesuffix(".dq").removesuffix(".weight")
         if weight in self.constants:
-            return Linear(name, "fp32", source, node.output[0], self.constants[weight], self.constants[bias])
-        integers, scale = self.constant_dq(weight)
-        producer = self.producer.get(source)
-        if producer is None or producer.op_type != "DequantizeLinear":
-            return Linear(name, "w8", source, node.output[0], integers, self.constants[bias], scale)
-        quantize = self.producer[producer.input[0]]
-        if quantize.op_type != "QuantizeLinear":
+            return Linear(name, "fp32", source, node.output[0], self.constants[weight], self.constant(node, bias))
+        integers, scale = self.constant_dq(node, weight, np.int8)
+        dequantize = self.producer.get(source)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return Linear(name, "w8", source, node.output[0], integers, self.constant(node, bias), scale)
+        quantize = self.producer.get(dequantize.input[0])
+        if quantize is None or quantize.op_type != "QuantizeLinear":
             raise UnsupportedOp(f"Gemm {node.name!r}: its input is dequantized but never quantized")
-        self.absorbed |= {id(producer), id(quantize)}
-        following = self.consumers.get(node.output[0], [])
-        if [after.op_type for after in following] != ["QuantizeLinear"]:
-            raise UnsupportedOp(f"Gemm {node.name!r}: its output is not quantized")
-        dequantize = self.consumers[following[0].output[0]][0]
-        self.absorbed |= {id(following[0]), id(dequantize)}
+        encoding = self.encoding(quantize, dequantize)
+        requantize = self.only_consumer(node, "QuantizeLinear", "its output is not quantized")
+        last = self.only_consumer(requantize, "DequantizeLinear", "its output is not dequantized")
+        integer_bias, bias_scale = self.constant_dq(node, bias, np.int32)
+        if not np.allclose(bias_scale, np.float32(encoding.scale) * scale, rtol=1e-5, atol=0):
+            raise UnsupportedOp(f"Gemm {node.name!r}: the scale of its bias is not that of its products")
+        self.absorbed |= {id(dequantize), id(quantize), id(requantize), id(last)}
         return Linear(
-            name, "w8a8", quantize.input[0], dequantize.output[0], integers, self.constant_dq(bias)[0], scale,
-            self.encoding(quantize), self.encoding(following[0]),
+            name, "w8a8", quantize.input[0], last.output[0], integers, integer_bias, scale,
+            encoding, self.encoding(requantize, last),
         )
 
     def dynamic(self, node: onnx.NodeProto) -> tuple[Linear, onnx.NodeProto]:
         """DynamicQuantizeLinear → MatMulInteger → Cast → Mul → Add, and its scale product."""
-        quantize = self.producer[node.input[0]]
+        quantize = self.producer.get(node.input[0])
+        if quantize is None or quantize.op_type != "DynamicQuantizeLinear" or len(node.input) != 4:
+            raise UnsupportedOp(f"MatMulInteger {node.name!r}: its input is not quantized dynamically")
+        if list(quantize.output) != [node.input[0], quantize.output[1], node.input[2]]:
+            raise UnsupportedOp(f"MatMulInteger {node.name!r}: the zero point is not that of its input")
+        weight = self.constant(node, node.input[1])
+        if weight.dtype != np.int8 or self.constant(node, node.input[3]).any():
+            raise UnsupportedOp(f"MatMulInteger {node.name!r}: expected int8 weights with zero points 0")
         chain = [node]
         for expected in ("Cast", "Mul", "Add"):
-            following = self.consumers.get(chain[-1].output[0], [])
-            if [after.op_type for after in following] != [expected]:
-                raise UnsupportedOp(f"MatMulInteger {node.name!r}: expected one {expected} behind it")
-            chain.append(following[0])
-        scale_product = self.producer[chain[2].input[1]]
-        scale = self.constants[scale_product.input[1]]
-        self.absorbed |= {id(part) for part in (quantize, scale_product, *chain)}
-        weight = np.ascontiguousarray(self.constants[node.input[1]].T)
-        name, bias = node.input[1].removesuffix(".weight"), self.constants[chain[3].input[1]]
-        linear = Linear(name, "w8a8-dynamic", quantize.input[0], chain[3].output[0], weight, bias, scale)
+            chain.append(self.only_consumer(chain[-1], expected, f"expected one {expected} behind it"))
+        product = self.producer.get(chain[2].input[1])
+        if product is None or product.op_type != "Mul" or product.input[0] != quantize.output[1]:
+            raise UnsupportedOp(f"MatMulInteger {node.name!r}: its products are not scaled by its input's scale")
+        scale, bias = self.constant(node, product.input[1]), self.constant(node, chain[3].input[1])
+        self.absorbed |= {id(part) for part in (quantize, product, *chain)}
+        name = node.input[1].removesuffix(".weight")
+        linear = Linear(
+            name, "w8a8-dynamic", quantize.input[0], chain[3].output[0], np.ascontiguousarray(weight.T), bias, scale
+        )
         return linear, chain[3]
 
-    def constant_dq(self, name: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        node = self.producer.get(name)
-        if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in self.constants:
-            raise UnsupportedOp(f"{name!r} is neither a constant nor a dequantized constant")
-        self.absorbed.add(id(node))
-        return self.constants[node.input[0]], self.constants[node.input[1]]
+    def only_consumer(self, node: onnx.NodeProto, op: str, otherwise: str) -> onnx.NodeProto:
+        following = self.consumers.get(node.output[0], [])
+        if [after.op_type for after in following] != [op]:
+            raise UnsupportedOp(f"{node.op_type} {node.name!r}: {otherwise}")
+        return following[0]
 
-    def encoding(self, node: onnx.NodeProto) -> Encoding:
-        zero_point = self.constants[node.input[2]]
-        if zero_point.dtype != np.uint8 or zero_point.ndim:
-            raise UnsupportedOp(f"QuantizeLinear {node.name!r}: expected one uint8 zero point")
-        return Encoding(float(self.constants[node.input[1]]), int(zero_point) - 128)
+    def constant(self, node: onnx.NodeProto, name: str) -> NDArray[Any]:
+        if name not in self.constants:
+            raise UnsupportedOp(f"{node.op_type} {node.name!r}: {name!r} is not a constant")
+        return self.constants[name]
+
+    def constant_dq(self, node: onnx.NodeProto, name: str, dtype: Any) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Integers [N, …] and scales [N] of a constant that is dequantized by rows, symmetrically."""
+        dequantize = self.producer.get(name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            raise UnsupportedOp(f"{node.op_type} {node.name!r}: {name!r} is neither a constant nor a dequantized one")
+        integers, scale = (self.constant(dequantize, part) for part in dequantize.input[:2])
+        zero_points = self.constant(dequantize, dequantize.input[2]) if len(dequantize.input) > 2 else np.zeros(1)
+        attributes = {"axis": 1, "block_size": 0} | _attributes(dequantize)
+        rows = attributes["axis"] in (0, -integers.ndim) and not attributes["block_size"]
+        if not rows or integers.dtype != dtype or scale.shape != integers.shape[:1] or zero_points.any():
+            raise UnsupportedOp(
+                f"DequantizeLinear {dequantize.name!r}: expected {np.dtype(dtype)} by rows, with zero points 0"
+            )
+        self.absorbed.add(id(dequantize))
+        return integers, scale
+
+    def encoding(self, quantize: onnx.NodeProto, dequantize: onnx.NodeProto) -> Encoding:
+        if len(quantize.input) != 3 or quantize.input[1:] != dequantize.input[1:]:
+            raise UnsupportedOp(f"QuantizeLinear {quantize.name!r}: quantized by one encoding, dequantized by another")
+        scale, zero_point = (self.constant(quantize, name) for name in quantize.input[1:])
+        if zero_point.dtype != np.uint8 or zero_point.size != 1 or scale.size != 1:
+            raise UnsupportedOp(f"QuantizeLinear {quantize.name!r}: expected one uint8 zero point")
+        return Encoding(float(scale.item()), int(zero_point.item()) - 128)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -5,21 +5,26 @@ Bytes go to `NAME.part`, are checked on the board, and get their name by a renam
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgesdk.errors import BoardError, Corrupt, DiskFull
+from edgesdk.files import sha256_file
 from edgesdk.harness.session import Session
 from edgesdk.harness.transport import Completed, Transport, check_remote, file_error
 
 TRIES = 3
+SMALL_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
 COMMAND_SECONDS = 60.0
 FINISH_SECONDS = 600.0
 
-# $1 the blobs folder, then digests; prints `DIGEST whole|part SIZE` or `DIGEST none 0`.
+# $1 the state folder, then digests; prints `free KIB`, and `DIGEST whole|part SIZE` or `DIGEST none 0` for each.
 _LIST = """
-cd "$1" || exit 1; shift
+umask 077
+mkdir -p "$1/blobs" "$1/jobs" "$1/artifacts" && cd "$1/blobs" || exit 1; shift
+df -Pk . | tail -n 1 | { read -r _ _ _ kib _; echo "free $kib 0"; }
 for name; do
   if [ -f "$name" ]; then echo "$name whole $(wc -c < "$name")"
   elif [ -f "$name.part" ]; then echo "$name part $(wc -c < "$name.part")"
@@ -40,41 +45,64 @@ if [ "${sum%% *}" = "$2" ]; then mv -f "$2.part" "$2"; else rm -f "$2.part"; exi
 Progress = Callable[[str, int, int], None]
 
 
-def deploy(session: Session, blobs: Mapping[str, Path], progress: Progress = lambda text, done, total: None) -> int:
+def deploy(
+    session: Session, blobs: Mapping[str, Path], progress: Progress = lambda text, done, total: None,
+    pack: Path | None = None,
+) -> int:
     """Put files on the board; returns the number of bytes that had to be sent.
 
     Args:
         blobs: SHA-256 → local file.
+        pack: where to write a zip of the small files that are missing; it is sent instead of them (each file costs
+            two commands on the board), and the worker unpacks it. No file is written where none is needed.
         progress: called with ("deploy", bytes done, bytes in all).
 
     Raises:
         DiskFull, ReadOnly: the board's disk. Corrupt: wrong bytes three times. BoardError and what `Session` raises.
     """
     state = check_remote(session.board.state)
-    folder = f"{state}/blobs"
-    argv = ["mkdir", "-p", "-m", "0700", state, folder, f"{state}/jobs", f"{state}/artifacts"]
-    _must(session.step(lambda transport: transport.run(argv, COMMAND_SECONDS)), f"{session.board.name}: {state}")
-    present = _present(session, folder, list(blobs))
-    missing = [name for name in blobs if present[name][0] != "whole"]
+    found, free = session.step(lambda transport: _look(transport, state, list(blobs)))
+    missing = [name for name in blobs if found[name][0] != "whole"]
+    if pack is not None:
+        small = [name for name in missing if blobs[name].stat().st_size <= SMALL_BYTES]
+        if len(small) > 1:
+            write_pack(pack, {name: blobs[name] for name in small})
+            digest = sha256_file(pack)
+            blobs, found[digest] = {**blobs, digest: pack}, ("none", 0)
+            missing = [digest, *(name for name in missing if name not in small)]
     total = sum(blobs[name].stat().st_size for name in missing)
-    if missing:
-        _check_space(session, state, total)
+    # Twice the bytes: a file may be copied on the board; and some room for results.
+    needed = 2 * total + SPARE_BYTES
+    if missing and free is not None and free < needed:
+        raise DiskFull(
+            f"{session.board.name}: {state} has {free >> 20} MiB free, {needed >> 20} MiB needed",
+            f"free space on the board; everything in {state} may be removed while no job runs",
+        )
     sent = 0
     for name in missing:
         progress("deploy", sent, total)
-        _send(session, folder, name, blobs[name])
+        _send(session, state, name, blobs[name], found[name])
         sent += blobs[name].stat().st_size
     progress("deploy", total, total)
     return total
 
 
-def _send(session: Session, folder: str, name: str, local: Path) -> None:
+def write_pack(path: Path, blobs: Mapping[str, Path]) -> None:
+    """A zip of files named by their digests; equal files give equal bytes, so that a cut upload can go on."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(blobs):
+            archive.writestr(zipfile.ZipInfo(name), blobs[name].read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def _send(session: Session, state: str, name: str, local: Path, first: tuple[str, int]) -> None:
     size = local.stat().st_size
+    folder = f"{state}/blobs"
     part = f"{folder}/{name}.part"
+    known = [first]
 
     def upload(transport: Transport) -> Completed:
         # Inside the step: after a cut connection, what did arrive is looked at again.
-        kind, there = _present_now(transport, folder, [name])[name]
+        kind, there = known.pop() if known else _look(transport, state, [name])[0][name]
         if kind != "whole":
             offset = there if kind == "part" and 0 < there <= size else 0
             if not (kind == "part" and there == size):
@@ -95,33 +123,21 @@ def _send(session: Session, folder: str, name: str, local: Path) -> None:
     )
 
 
-def _present(session: Session, folder: str, names: Sequence[str]) -> dict[str, tuple[str, int]]:
-    return session.step(lambda transport: _present_now(transport, folder, names))
-
-
-def _present_now(transport: Transport, folder: str, names: Sequence[str]) -> dict[str, tuple[str, int]]:
+def _look(
+    transport: Transport, state: str, names: Sequence[str]
+) -> tuple[dict[str, tuple[str, int]], int | None]:
+    """What is there of each digest, as (`whole` | `part` | `none`, size), and the free bytes where `df` knows them."""
     found = {name: ("none", 0) for name in names}
-    completed = transport.run(["sh", "-c", _LIST, "list", folder, *names], COMMAND_SECONDS)
-    _must(completed, folder)
+    free = None
+    completed = transport.run(["sh", "-c", _LIST, "list", state, *names], COMMAND_SECONDS)
+    _must(completed, state)
     for line in completed.text.splitlines():
         words = line.split()
         if len(words) == 3 and words[0] in found and words[2].isascii() and words[2].isdigit():
             found[words[0]] = (words[1], int(words[2]))
-    return found
-
-
-def _check_space(session: Session, state: str, needed: int) -> None:
-    """Twice the bytes (a file may be copied on the board) and some room for results."""
-    completed = session.step(lambda transport: transport.run(["df", "-Pk", state], COMMAND_SECONDS))
-    words = completed.text.splitlines()[-1].split() if completed.returncode == 0 and completed.text.strip() else []
-    if len(words) < 4 or not words[3].isdigit():
-        return  # no `df` there: a full disk is then found while writing
-    free = int(words[3]) * 1024
-    if free < 2 * needed + SPARE_BYTES:
-        raise DiskFull(
-            f"{session.board.name}: {state} has {free >> 20} MiB free, {(2 * needed + SPARE_BYTES) >> 20} MiB needed",
-            f"free space on the board; everything in ~/{state} may be removed while no job runs",
-        )
+        elif len(words) == 3 and words[0] == "free" and words[1].isascii() and words[1].isdigit():
+            free = int(words[1]) * 1024
+    return found, free
 
 
 def _must(completed: Completed, where: str) -> None:

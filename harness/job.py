@@ -71,10 +71,13 @@ def run_job(
     write_atomic(spec, document)
     name = sha256_bytes(document)
     state = session.board.state
-    deploy(session, {**blobs, name: spec}, progress)
+    pack = workdir / "pack.zip"
+    pack.unlink(missing_ok=True)
+    deploy(session, {**blobs, name: spec}, progress, pack)
     arguments = ["--state", state, "--job", identity]
     try:
-        status = ask_worker(session, worker, "start", *arguments, "--spec", name)
+        packed = ["--pack", sha256_file(pack)] if pack.exists() else []
+        status = ask_worker(session, worker, "start", *arguments, "--spec", name, *packed)
         status = _watch(session, worker, arguments, identity, status, progress)
         if status["state"] != "done":
             (workdir / "job.json").unlink(missing_ok=True)
@@ -86,8 +89,8 @@ def run_job(
         (workdir / "job.json").unlink(missing_ok=True)
         raise
     (workdir / "job.json").unlink(missing_ok=True)
-    archive.unlink()
-    spec.unlink()
+    for left in (archive, spec, pack):
+        left.unlink(missing_ok=True)
     remove(session, f"{state}/jobs/{identity}", f"{state}/blobs/{name}")
     return result, workdir / "raw"
 
@@ -104,7 +107,7 @@ def _watch(
         if status.get("state") == "running":
             progress(str(status.get("step")), int(status.get("done", 0)), int(status.get("total", 0)))
         time.sleep(pause)
-        pause = min(pause * 1.4, 3.0)
+        pause = min(pause * 1.4, 5.0)
         status = session.step(lambda transport: _read_status(transport, path, identity))
         now = time.monotonic()
         if status.get("beat", seen) != seen:

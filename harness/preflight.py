@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ def elf_machine(path: Path) -> str | None:
     return ELF_MACHINES.get(machine, f"machine {machine}")
 
 
+def new_enough(version: str, wanted: str) -> bool:
+    """Is a version at least `>=A.B`? Anything that is not written like this is not judged here."""
+    found, least = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, wanted))
+    return not wanted.startswith(">=") or not found or found >= least
+
+
 def problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str, Any]) -> list[str]:
     """Reasons why this artifact cannot run on this board; empty when none is known."""
     return [f"{E_PREFLIGHT}: {text}" for text in _problems(folder, artifact, board, facts)]
@@ -55,8 +62,14 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
         yield f"a {name} artifact needs an executable"
     installed = facts.get("runtimes") or {}
     packages = list(RUNTIMES[name])
-    if packages and artifact.executable is None and not any(installed.get(package) for package in packages):
-        yield f"{' or '.join(packages)} is not installed for {board.python} on {board.name}"
+    versions = {package: str(installed[package]) for package in packages if installed.get(package)}
+    if packages and artifact.executable is None:
+        if not versions:
+            yield f"{' or '.join(packages)} is not installed for {board.python} on {board.name}"
+        wanted = str(artifact.runtime.get("min", ""))
+        package = packages[0]
+        if package in versions and not new_enough(versions[package], wanted):
+            yield f"{package} on {board.name} is {versions[package]}, the artifact wants {wanted}"
     features = set(facts.get("cpu_features") or ())
     isa = artifact.runtime.get("isa") or ()
     absent = [flag for flag in isa if flag in FEATURES and FEATURES[flag] not in features]

@@ -31,7 +31,7 @@ CONNECT_SECONDS = 15.0
 KILL_SECONDS = 5.0
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 # The first line of each stream, after whatever the user's shell prints at login: a nonce and the process id.
-FRAME = 'printf "\\036%s %s\\n" "$0" "$$"; printf "\\036%s %s\\n" "$0" "$$" >&2; exec "$@"'
+FRAME = 'printf "\\036%s %s\\n" "$0" "$$"; printf "\\036%s %s\\n" "$0" "$$" >&2; export {}; exec "$@"'
 
 
 class Frame:
@@ -101,15 +101,10 @@ class SshTransport(StreamTransport):
         self._client.start_client(timeout=seconds)
 
     @contextlib.contextmanager
-    def _watch(self, seconds: float, doing: str) -> Iterator[None]:
-        """Close the socket when the block takes too long; turn paramiko's errors into ours."""
-        fired = threading.Event()
-
-        def fire() -> None:
-            fired.set()
-            self._break()
-
-        timer = threading.Timer(seconds, fire)
+    def _watch(self, seconds: float, doing: str, spare: float = 0.0) -> Iterator[None]:
+        """Close the socket when the block takes longer than `seconds + spare`; turn paramiko's errors into ours."""
+        start = time.monotonic()
+        timer = threading.Timer(seconds + spare, self._break)
         timer.daemon = True
         timer.start()
         try:
@@ -120,9 +115,11 @@ class SshTransport(StreamTransport):
                 "add the public key to ~/.ssh/authorized_keys on the board",
             ) from problem
         except (OSError, EOFError, paramiko.SSHException) as problem:
-            if fired.is_set() and doing != "connecting":
+            overdue = time.monotonic() - start >= seconds
+            if overdue and doing != "connecting":
+                self._break()
                 raise Deadline(f"{self.where}: {doing}: no answer within {seconds:g} s, connection closed") from problem
-            found = f"no answer within {seconds:g} s" if fired.is_set() else str(problem) or type(problem).__name__
+            found = f"no answer within {seconds:g} s" if overdue else str(problem) or type(problem).__name__
             raise unreachable(self.where, f"{doing}: {found}") from problem
         finally:
             timer.cancel()
@@ -145,8 +142,9 @@ class SshTransport(StreamTransport):
         end = time.monotonic() + deadline_s
         nonce = secrets.token_hex(8)
         out, error = Frame(stdout, nonce), Frame(stderr, nonce)
-        words = ["env", "LC_ALL=C", *(f"{key}={value}" for key, value in env.items()), "sh", "-c", FRAME, nonce, *argv]
-        with self._watch(deadline_s + 2 * KILL_SECONDS, argv[0]):
+        variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in {"LC_ALL": "C", **env}.items())
+        words = ["sh", "-c", FRAME.format(variables), nonce, *argv]
+        with self._watch(deadline_s, argv[0], 2 * KILL_SECONDS):
             channel = self._client.open_session(timeout=deadline_s)
             try:
                 channel.exec_command("exec " + shlex.join(words))

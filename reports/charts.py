@@ -104,7 +104,7 @@ def _axes(across: Scale, up: Scale, frame: Box, emulated: bool) -> list[Markup]:
     wanted = max(3, int((frame.right - frame.left) / 110))
     for value in across.ticks(wanted):
         x = across(value)
-        label = units.count(value) if emulated else f"{value:g}"
+        label = units.tick(value) if emulated else f"{value:g}"
         parts += [line(x, frame.top, x, frame.bottom, "grid"), text(x, frame.bottom + 16, label, "tick", "middle")]
     for value in Scale(100 * up.low, 100 * up.high, up.start, up.end).ticks(6):
         y = up(value / 100)

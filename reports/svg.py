@@ -47,18 +47,19 @@ class Scale:
         return math.log10(value) if self.logarithmic else value
 
     def ticks(self, wanted: int) -> list[float]:
-        """About `wanted` round values inside the range: 1, 2 or 5 times a power of ten (a logarithmic scale: just
-        those values)."""
+        """About `wanted` round values inside the range: 1, 2 or 5 times a power of ten (a logarithmic scale: all
+        of those, or over many decades the powers of ten)."""
         if self.logarithmic:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            values = [digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5)]
+            digits = (1, 2, 5) if last - first <= 3 else (1,)
+            values = [digit * 10.0**power for power in range(first, last + 1) for digit in digits]
         else:
             rough = (self.high - self.low) / wanted
             power = 10.0 ** math.floor(math.log10(rough))
             step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
             values = [index * step for index in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-        slack = 1e-9 * (self.high - self.low)
-        return [value for value in values if self.low - slack <= value <= self.high + slack]
+        near, far = sorted((self.start, self.end))
+        return [value for value in values if near - 0.01 <= self(value) <= far + 0.01]
 
 
 def scale(values: Iterable[float], start: float, end: float, margin: float = 0.08, positive: bool = False) -> Scale:

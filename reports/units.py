@@ -39,6 +39,14 @@ def count(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else prefixed(value, "", digits)
 
 
+def tick(value: float) -> str:
+    """A round value of an axis, without digits that say nothing: 2 M, 0.5 M, 250 k."""
+    for power, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= power:
+            return f"{value / power:g}{prefix}"
+    return f"{value:g}"
+
+
 def milliseconds(value: float | None, digits: int = 3) -> str:
     """Always in milliseconds, so that one column compares by eye: 0.0952 ms."""
     return NONE if value is None else f"{number(value, digits)} ms"

@@ -21,10 +21,10 @@ BADGES = {"measured": "M", "emulated": "E", "predicted": "P", "unmeasured": ""}
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of the verdict table: text, a second line, and its provenance (`unmeasured` shows no badge)."""
+    """A number of the verdict table: text, lines of detail, and its provenance (`unmeasured` shows no badge)."""
 
     text: str
-    detail: str = ""
+    details: tuple[str, ...] = ()
     provenance: str = "unmeasured"
 
     @property
@@ -76,11 +76,10 @@ def rows(record: BuildRecord, selection: Selection) -> list[Row]:
     return [_row(number, candidate, record, selection) for number, candidate in enumerate(ordered, 1)]
 
 
-def columns(table: list[Row]) -> dict[str, str]:
-    """The columns of the verdict table that hold at least one number."""
-    return {
-        key: title for key, title in COLUMNS.items() if any(row.cells[key].text != units.NONE for row in table)
-    }
+def columns(table: list[Row], metric: str) -> dict[str, str]:
+    """The columns of the verdict table that hold at least one number; `metric` is what accuracies are."""
+    titles = COLUMNS | {"accuracy": metric}
+    return {key: title for key, title in titles.items() if any(row.cells[key].text != units.NONE for row in table)}
 
 
 def not_measured(record: BuildRecord) -> list[tuple[str, str]]:
@@ -113,7 +112,10 @@ def methods(record: BuildRecord) -> list[str]:
         + (f" ({', '.join(golden)} inputs); " if golden else "; ")
         + "a wrong artifact is not timed.",
         "Accuracy is that of the artifact run on the board over the evaluation rows; its bound is Wilson's score "
-        "interval (one-sided, 95 %).",
+        "interval (one-sided, 95 %)."
+        if record.metric == "accuracy"
+        else f"There are no labels: accuracy is the mean {record.metric} of the outputs on the board with those of the "
+        "fp32 reference; its bound is that of a normal mean (one-sided, 95 %).",
         "Sizes: model data (weights and graph), and with the runtime what is copied to the board; percentages are of "
         "the fp32 ONNX file with embeddings.",
     ]
@@ -276,25 +278,26 @@ def _cells(candidate: CandidateRecord, record: BuildRecord) -> dict[str, Cell]:
     accuracy = candidate.accuracy
     if accuracy is not None:
         change = units.points(accuracy.value - baseline_accuracy(candidate, record))
-        detail = f"{change} · ≥ {units.percent(accuracy.lower95)} · n {accuracy.n:,}"
-        cells["accuracy"] = Cell(units.percent(accuracy.value), detail, accuracy.provenance)
+        bound = f"≥ {units.percent(accuracy.lower95)}, n {accuracy.n:,}"
+        cells["accuracy"] = Cell(units.percent(accuracy.value), (change, bound), accuracy.provenance)
     if not record.emulated and candidate.figure("latency_ms", "p50") is not None:
         latency = candidate.figure("latency_ms")
         low, high = candidate.figure("latency_ms", "ci95", 0), candidate.figure("latency_ms", "ci95", 1)
-        span = "" if low is None else f"{units.number(low)} … {units.number(high)}"
+        span = () if low is None else (f"{units.number(low)} … {units.number(high)}",)
         cells["latency_p50"] = Cell(units.milliseconds(latency["p50"]), span, latency["provenance"])
-        cells["latency_p90"] = Cell(units.milliseconds(latency["p90"]), "", latency["provenance"])
+        cells["latency_p90"] = Cell(units.milliseconds(latency["p90"]), (), latency["provenance"])
     for metric, key, show in (
         ("instructions", "instructions", units.count), ("peak_rss", "peak_rss_bytes", units.size),
         ("energy", "energy_mj", units.millijoules),
     ):
         if (value := judged(candidate, metric, record)) is not None:
+            boundary = candidate.figure(key, "boundary")
             cells[metric] = Cell(
-                show(value), str(candidate.figure(key, "boundary") or ""), str(candidate.figure(key, "provenance"))
+                show(value), (str(boundary),) if boundary else (), str(candidate.figure(key, "provenance"))
             )
     if candidate.bytes is not None:
         details = [f"{100 * candidate.bytes / record.baseline.bytes:.1f} % of fp32"] if record.baseline.bytes else []
         if candidate.bytes_with_runtime is not None:
             details.append(f"{units.size(candidate.bytes_with_runtime)} with runtime")
-        cells["size"] = Cell(units.size(candidate.bytes), " · ".join(details), "measured")
+        cells["size"] = Cell(units.size(candidate.bytes), tuple(details), "measured")
     return cells

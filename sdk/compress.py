@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def compress(package: Package, recipe: Recipe, context: Context, cache: Path) ->
         ConfigError: a stage's requirement is not met; nothing was done then.
         StageError, VerifyError: see `run_stage`.
     """
-    reasons, _ = check_recipe(recipe, outline_of(package, context.train is not None))
+    reasons, _ = check_recipe(recipe, outline_of(package, context.training))
     if reasons:
         raise ConfigError("; ".join(reasons))
     seconds = []
@@ -47,8 +48,8 @@ def _cached(stage: Stage, package: Package, context: Context, cache: Path) -> tu
     if path.is_dir():
         try:
             return read_package(path), float(read_run(path).get("seconds", 0.0))
-        except PackageError:
-            pass  # a damaged cache entry is made anew; write_package replaces it as a whole
+        except (PackageError, TypeError, ValueError):
+            shutil.rmtree(path)  # a damaged entry is made anew
     start = time.monotonic()
     package = run_stage(stage, package, context)
     seconds = round(time.monotonic() - start, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgesdk.errors import EdgeSDKError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # <fcntl.h>, <linux/fs.h>
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -62,7 +65,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `path` when the block ends well and vanishes when it does not.
 
-    An existing `path` is replaced as the very last step.
+    An existing folder `path` is replaced as the very last step: Linux exchanges the two in one call, so that a reader
+    or a crash finds the old content or the new. File systems without that call are left with two renames, and the old
+    content is put back where the second fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -73,17 +78,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         os.chmod(temporary, 0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
+        if not path.is_dir():
             os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
-    except BaseException:
+        elif not _exchange(temporary, path):
+            _replace_in_two_steps(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        # What is left here: nothing, the old content after an exchange, or what a failed block had written.
+        if temporary.is_symlink():
+            temporary.unlink()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step (Linux, renameat2); False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def _replace_in_two_steps(new: Path, path: Path) -> None:
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.replace(path, old / path.name)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old / path.name, path)
         raise
-    fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(old)
 
 
 def read_document(path: Path, format: str, version: int, error: type[EdgeSDKError]) -> dict[str, Any]:
@@ -108,7 +130,7 @@ def check_document(
     if not isinstance(document, dict) or document.get("format") != format:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise error(f"{where}: expected format {format!r}, found {found!r}")
-    if document.get("version") != version:
+    if type(document.get("version")) is not int or document["version"] != version:  # True is not version 1
         raise error(
             f"{where}: {format} version {document.get('version')!r}; this EdgeSDK reads version {version}",
             "install the EdgeSDK release that wrote it, or make the file again with `edgesdk build`",
@@ -130,6 +152,10 @@ def inside(folder: Path, relative: Any, error: type[EdgeSDKError]) -> Path:
     path = folder
     for part in pure.parts:
         path = path / part
-        if path.is_symlink():
+        try:
+            link = path.is_symlink()
+        except OSError as problem:  # a name longer than the file system's
+            raise error(f"{folder}: illegal path {relative[:100]!r}: {problem.strerror}") from problem
+        if link:
             raise error(f"{path}: symbolic links are not allowed here")
     return path

@@ -78,11 +78,6 @@ def parse_goals(goals: Mapping[str, Any] | Iterable[str] | None) -> tuple[Goal, 
     return parsed
 
 
-def plain_goals(goals: Mapping[str, Any] | Iterable[str] | None) -> dict[str, str]:
-    """Goals of either form as the mapping that a record keeps, e.g. {"latency_p90": "max 30ms"}; see `parse_goals`."""
-    return {goal.metric: goal.text for goal in parse_goals(goals)}
-
-
 def parse_goal(metric: str, value: Any) -> Goal:
     """One goal, e.g. `parse_goal("latency_p90", "max 30ms")`; see `parse_goals`."""
     if metric not in METRICS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesdk.data import Dataset, load_data
+from edgesdk.data import Dataset, check_dataset, load_data
 from edgesdk.errors import ConfigError, ModelError
 from edgesdk.evaluate import evaluate_package, golden_outputs
 from edgesdk.package import Baseline, Package, Samples, read_package
@@ -24,7 +25,6 @@ GOLDEN_ROWS = 32
 CALIBRATION_ROWS = 256
 CALIBRATION_BYTES = 16 << 20
 VALIDATION_SHARE = 0.1
-TEXT_SEQUENCE = 64
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def import_job(
     source = _Source(model, sequence)
     source.name = name or source.name
     evaluation = source.load(data)
-    train = None if train_data is None else source.load(train_data)
+    train = None if train_data is None else source.load(train_data, like=evaluation)
     if len(evaluation) == 0:
         raise ConfigError("the evaluation data is empty", "give at least one row")
     notes: list[str] = []
@@ -107,7 +107,8 @@ class _Source:
                     "build from the fp32 package that it was made from",
                 )
             self.name, self.spec, self.task = self.existing.name, self.existing.spec, self.existing.task
-            self.labels = self.existing.labels
+            self.labels, self.preprocess = self.existing.labels, self.existing.preprocess
+            self.tokenizer = _packaged_tokenizer(self.preprocess)
             self.weights: Mapping[str, NDArray[np.float32]] = self.existing.weights
             return
         from edgesdk.transformer.module import Transformer, weights_of
@@ -126,19 +127,21 @@ class _Source:
             if Path(model).is_dir():
                 self.preprocess = preprocess_files(Path(model))
                 self.tokenizer = load_tokenizer(Path(model))
-        imported = import_model(loaded)
+        imported = import_model(loaded, sequence=sequence)
         self.spec, self.weights, self.task = imported.spec, imported.weights, imported.task
         self.labels = None if imported.labels is None else tuple(imported.labels)
 
-    def load(self, data: str | Dataset) -> Dataset:
-        """Data for this model, checked against its spec."""
+    def load(self, data: str | Dataset, like: Dataset | None = None) -> Dataset:
+        """Data for this model, checked against its spec; training data is made `like` the evaluation data: the same
+        sequence, the same numbers for the same label names."""
         if isinstance(data, Dataset):
-            return data
+            return check_dataset(data, self.spec, task=self.task)
         sequence = self.sequence or (self.existing.sequence if self.existing else None)
-        return load_data(
-            data, self.spec, sequence=sequence or min(TEXT_SEQUENCE, self.spec.max_length),
-            tokenizer=self.tokenizer, labels=list(self.labels) if self.labels else None, task=self.task,
-        )
+        labels = list(self.labels) if self.labels else None
+        if like is not None:
+            sequence = _sequence(self.spec, like.inputs)
+            labels = list(like.label_names) if like.label_names else labels
+        return load_data(data, self.spec, sequence=sequence, tokenizer=self.tokenizer, labels=labels, task=self.task)
 
     def package(self, evaluation: Dataset, calibration: Dataset) -> Package:
         """The fp32 baseline package with samples of this data, verified."""
@@ -160,7 +163,7 @@ class _Source:
             graph=graph,
             encodings=None,
             samples=Samples(dict(rows.inputs), golden, outputs, outputs, outputs),
-            preprocess=self.preprocess if self.existing is None else self.existing.preprocess,
+            preprocess=self.preprocess,
             lineage=() if self.existing is None else self.existing.lineage,
             baseline=Baseline(len(graph), None, 0),
             environment={name: importlib.metadata.version(name) for name in ("edgesdk", "numpy", "onnx", "torch")},
@@ -175,3 +178,15 @@ class _Source:
 def _sequence(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> int:
     first = next(iter(inputs.values()))
     return spec.max_length if first.ndim == 4 else int(first.shape[1])
+
+
+def _packaged_tokenizer(preprocess: Mapping[str, bytes]) -> Any:
+    """The tokenizer that a package carries; None where it carries none."""
+    if not preprocess:
+        return None
+    from edgesdk.model_source import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in preprocess.items():
+            (Path(folder) / name).write_bytes(data)
+        return load_tokenizer(Path(folder))

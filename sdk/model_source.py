@@ -6,6 +6,7 @@ nothing is fetched. A function is the user's own code and is run as such.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,13 @@ def load_model(source: str) -> object:
 
 def _load_folder(folder: Path) -> object:
     """The model of a folder: the class that `architectures` of config.json names, if it is covered."""
-    class_name = _class_name(folder, _read_config(folder))
+    config = _read_config(folder)
+    class_name = _class_name(folder, config)
     weights = folder / "model.safetensors"
     _check_weights(folder, weights)
     model_class = getattr(import_transformers(), class_name)
     try:
-        # Eager attention is named here because config.json may name a kernel to fetch instead, which is code.
-        parsed = model_class.config_class.from_pretrained(
-            str(folder), local_files_only=True, attn_implementation="eager"
-        )
+        parsed = _parse_config(model_class.config_class, config)
         _check_size(model_class, folder / "config.json", parsed, weights.stat().st_size)
         model, info = model_class.from_pretrained(
             str(folder),
@@ -111,6 +110,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "merge the adapter into the model (merge_and_unload) and save_pretrained it again",
         )
     return config
+
+
+def _parse_config(config_class: Any, config: dict[str, Any]) -> Any:
+    """The configuration with the keys of its class alone: others may name an attention kernel to fetch and run."""
+    names = {field.name for field in dataclasses.fields(config_class)} | {"num_labels", "position_embedding_type"}
+    kept = {key: value for key, value in config.items() if key in names}
+    return config_class(**kept, attn_implementation="eager")
 
 
 def _class_name(folder: Path, config: dict[str, Any]) -> str:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Mapping
+import math
+import os
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgesdk.errors import ConfigError
 from edgesdk.files import canonical_json, sha256_bytes
 from edgesdk.stages import STAGES, Outline, Stage
+
+# A search multiplies; each recipe is a training or a calibration and several artifacts.
+MOST_RECIPES = 1000
 
 
 class _Document(BaseModel):
@@ -42,8 +49,8 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Digest of what decides the result: seed, stages and options."""
-        return sha256_bytes(canonical_json(self.plain()))
+        """Digest of what decides the result: seed, stages and options, defaults written out."""
+        return sha256_bytes(canonical_json({key: self.plain()[key] for key in ("seed", "stages")}))
 
     def plain(self) -> dict[str, Any]:
         """The recipe as `recipe.yaml` would say it, defaults written out."""
@@ -73,12 +80,15 @@ def load_recipes(source: str) -> list[Recipe]:
     if source in preset_names():
         text = files("edgesdk").joinpath("recipes", f"{source}.yaml").read_text()
         return _parse(text, source, source)
-    path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(source):
         near = difflib.get_close_matches(source, [FP32.name, *preset_names()], 1)
         hint = f"--recipe {near[0]}" if near else "a file, or one of " + ", ".join([FP32.name, *preset_names()])
-        raise ConfigError(f"recipe {source!r}: no such preset or file", hint)
-    return _parse(path.read_text(), path.stem, source)
+        raise ConfigError(f"recipe {source[:200]!r}: no such preset or file", hint)
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"recipe {source}: not readable as UTF-8 text: {problem}") from problem
+    return _parse(text, Path(source).stem, source)
 
 
 def default_recipes(training: bool) -> list[Recipe]:
@@ -101,23 +111,36 @@ def check_recipe(recipe: Recipe, outline: Outline) -> tuple[list[str], Outline]:
 def _parse(text: str, name: str, where: str) -> list[Recipe]:
     try:
         loaded = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise ConfigError(f"recipe {where}: not YAML: {problem}") from problem
+    except Exception as problem:  # PyYAML's tags (`!!bool x`) raise KeyError, IndexError and others too
+        raise ConfigError(f"recipe {where}: not YAML: {problem or type(problem).__name__}") from problem
     try:
         document = _Document.model_validate(loaded)
     except ValidationError as problem:
         raise _config_error(f"recipe {where}", problem, list(_Document.model_fields)) from problem
-    recipes = []
+    recipes: list[Recipe] = []
     entries = [_expand(entry, index, where) for index, entry in enumerate(document.stages)]
+    _check_size([len(entry) for entry in entries], f"recipe {where}")
     for choice in itertools.product(*entries):
-        labels = [label for label, _ in choice if label]
+        # The name becomes a file name, and a searched value (a scope) is any text.
+        labels = [re.sub(r"[^A-Za-z0-9_.,=*-]", "_", label) for label, _ in choice if label]
         recipes.append(
             Recipe(
                 name + (f"[{','.join(labels)}]" if labels else ""),
                 tuple(stage for _, stage in choice), document.seed, document.goals, document.description,
             )
         )
+    names = [recipe.name for recipe in recipes]
+    for found in names:
+        if names.count(found) > 1:
+            raise ConfigError(f"recipe {where}: two choices of its search are both {found[:200]!r}", "remove one")
     return recipes
+
+
+def _check_size(counts: Sequence[int], where: str) -> None:
+    if math.prod(counts) > MOST_RECIPES:
+        raise ConfigError(
+            f"{where}: its lists make {math.prod(counts)} recipes, more than {MOST_RECIPES}", "search fewer values"
+        )
 
 
 def _expand(entry: Mapping[str, Any], index: int, where: str) -> list[tuple[str, Stage]]:
@@ -125,12 +148,13 @@ def _expand(entry: Mapping[str, Any], index: int, where: str) -> list[tuple[str,
     at = f"recipe {where}: stages[{index}]"
     values = dict(entry)
     name = values.pop("stage", None)
-    if name not in STAGES:
+    if not isinstance(name, str) or name not in STAGES:
         near = difflib.get_close_matches(str(name), STAGES, 1)
         hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(STAGES)
-        raise ConfigError(f"{at}.stage: unknown stage {name!r}", hint)
+        raise ConfigError(f"{at}.stage: unknown stage {reprlib.repr(name)}", hint)
     options_type = STAGES[name].options_type
     searched = [key for key, value in values.items() if isinstance(value, list)]
+    _check_size([len(values[key]) for key in searched], at)
     stages = []
     for combination in itertools.product(*(values[key] for key in searched)):
         chosen = dict(zip(searched, combination, strict=True))
@@ -151,4 +175,4 @@ def _config_error(where: str, problem: ValidationError, known: list[str]) -> Con
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else "known keys: " + ", ".join(known)
         return ConfigError(f"{where}: unknown key {key!r}", hint)
-    return ConfigError(f"{where}: {key}: {first['msg']}, found {first.get('input')!r}")
+    return ConfigError(f"{where}: {key}: {first['msg']}, found {reprlib.repr(first.get('input'))}")

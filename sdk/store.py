@@ -25,24 +25,10 @@ from sqlalchemy.schema import CreateTable
 
 from edgesdk.errors import ConfigError, MeasureError
 from edgesdk.files import canonical_json, inside, sha256_bytes, write_atomic
-from edgesdk.record import (
-    AccuracyRecord,
-    BaselineRecord,
-    BuildRecord,
-    CandidateRecord,
-    Figures,
-    StageRecord,
-    build_from_plain,
-    candidate_from_plain,
-    plain,
-)
+from edgesdk.record import BuildRecord, CandidateRecord, build_from_plain, candidate_from_plain, plain
 
 if TYPE_CHECKING:
     import pandas
-
-__all__ = [
-    "AccuracyRecord", "BaselineRecord", "BuildRecord", "CandidateRecord", "Figures", "StageRecord", "Store", "raw_files"
-]
 
 FORMAT, VERSION = "edgesdk.store", 1
 DEFAULT_PATH = Path(".edgesdk/results.sqlite")
@@ -154,7 +140,7 @@ class Store:
             query = sql.select(_attempts.c.document).where(_attempts.c.build == number).order_by(_attempts.c.attempt)
             candidates = tuple(candidate_from_plain(json.loads(document)) for document in connection.scalars(query))
         if text is None:
-            raise ConfigError(f"{self.path}: no build {number}", "`edgesdk report --list` shows the builds")
+            raise ConfigError(f"{self.path}: no build {number}", "`edgesdk report --csv` lists the builds")
         return dataclasses.replace(build_from_plain(json.loads(text)), candidates=candidates)
 
     def latest(self, target: str | None = None, board: str | None = None, model: str | None = None) -> int:
@@ -247,6 +233,13 @@ class Store:
                 write_atomic(self.samples / digest, data)
             holder[key] = f"{self.samples.name}/{digest}"
         return dataclasses.replace(candidate, measurement=measurement)
+
+
+def verify_store(path: Path) -> dict[str, int]:
+    """Recompute every figure of a store from its raw samples; see `edgesdk.store_verify`."""
+    from edgesdk.store_verify import verify_store as verify  # it imports the harness, which this module must not
+
+    return verify(path)
 
 
 def raw_files(measurement: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -54,14 +54,19 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     folder = Path(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         return None
-    settings = folder / "tokenizer_config.json"
+    path = folder / "tokenizer_config.json"
     try:
-        described = settings.is_file() and "tokenizer_class" in read_json(settings)
+        settings = read_json(path) if path.is_file() else {}
     except ModelError as problem:
         raise ConfigError(problem.message) from problem
+    if settings.get("auto_map"):
+        raise ConfigError(
+            f"{path}: auto_map is set; code of a folder is never run",
+            "use a tokenizer of transformers, or give an .npz with input_ids",
+        )
     transformers = import_transformers()
     # Without a class in the settings, AutoTokenizer would need config.json; tokens here are always BERT's.
-    loader = transformers.AutoTokenizer if described else transformers.BertTokenizer
+    loader = transformers.AutoTokenizer if "tokenizer_class" in settings else transformers.BertTokenizer
     try:
         inner = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as problem:  # whatever transformers makes of broken files
@@ -95,6 +100,7 @@ def preprocess_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file of at most 4 MiB; ModelError naming the file where it is not one."""
     if path.stat().st_size > JSON_LIMIT:
         raise ModelError(f"{path}: larger than {JSON_LIMIT >> 20} MiB")
     try:
@@ -107,6 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def import_transformers() -> Any:
+    """The package transformers, loaded only where it is needed; ModelError where it is not installed."""
     try:
         import transformers
     except ImportError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgesdk.encodings import activation_names
 from edgesdk.errors import VerifyError
 from edgesdk.evaluate import run_graph, sqnr_db
 from edgesdk.package import Package
@@ -38,6 +39,7 @@ def verify(package: Package) -> None:
     if not np.isfinite(outputs).all():
         raise VerifyError(f"{where}: the graph's outputs hold NaN or infinity")
     if package.encodings is None:
+        _same(where, "golden_outputs", samples.golden_outputs, reference)
         _same(where, "the ONNX graph", outputs, reference)
     elif (quality := sqnr_db(samples.golden_outputs, outputs)) < 60.0:
         raise VerifyError(f"{where}: golden_outputs differ from the graph's outputs (SQNR {quality:.1f} dB < 60)")
@@ -57,8 +59,8 @@ def verify_encodings(package: Package) -> None:
             raise VerifyError(f"package {package.name!r}: encodings.json has no weight {name!r}")
     if encodings.scheme != "w8a8":
         return
-    for name, _, _ in package.spec.linears():
-        if name != "classifier" and name not in encodings.activations:
+    for name in sorted(activation_names(package.spec) - {"classifier", "classifier.input"}):
+        if name not in encodings.activations:
             raise VerifyError(f"package {package.name!r}: encodings.json has no activation {name!r}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import tomllib
 from functools import cache
 from importlib.resources import files
@@ -92,7 +93,7 @@ def target_names() -> list[str]:
 
 
 def load_target(name: str) -> Target:
-    """A target by name, alias, or path of a TOML file (with a slash at the front or the suffix `.toml`).
+    """A target by name, alias, or path of a TOML file (it ends with `.toml`).
 
     Raises:
         ConfigError: no such target or file, or a file that is not a valid target.
@@ -101,7 +102,9 @@ def load_target(name: str) -> Target:
         try:
             return _parse(Path(name).read_text(), name)
         except OSError as problem:
-            raise ConfigError(f"target file {name}: {problem.strerror}") from problem
+            raise ConfigError(f"target file {name[:200]}: {problem.strerror}") from problem
+        except ValueError as problem:
+            raise ConfigError(f"target file {name[:200]}: not UTF-8 text, or not a path") from problem
     if name in _table():
         return _table()[name]
     near = difflib.get_close_matches(name, target_names(), 1)
@@ -112,9 +115,13 @@ def load_target(name: str) -> Target:
 def _parse(text: str, where: str) -> Target:
     try:
         return Target.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as problem:
+    except (tomllib.TOMLDecodeError, RecursionError) as problem:
         raise ConfigError(f"{where}: not TOML: {problem}") from problem
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {key}: {first['msg']}, found {first.get('input')!r}") from problem
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(first["loc"][-1]), Target.model_fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "known keys: " + ", ".join(Target.model_fields)
+            raise ConfigError(f"{where}: unknown key {key!r}", hint) from problem
+        raise ConfigError(f"{where}: {key}: {first['msg']}, found {reprlib.repr(first.get('input'))}") from problem

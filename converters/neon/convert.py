@@ -53,7 +53,8 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         ConvertError: see `check`; or the compiler fails.
     """
     if package.scheme not in SCHEMES:
-        raise ConvertError(f"{package.name}: the NEON build has no scheme {package.scheme!r}", f"one of {', '.join(SCHEMES)}")
+        message = f"{package.name}: the NEON build has no scheme {package.scheme!r}"
+        raise ConvertError(message, f"one of {', '.join(SCHEMES)}")
     kernels, toolchain = _compiler(target)
     inputs, outputs = input_tensors(package), output_tensors(package)
     plan = make_plan(package.graph, package.sequence)

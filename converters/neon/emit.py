@@ -1,4 +1,4 @@
-"""Plan → sources: `model.c` (calls with constants), `weights.bin` and `weights.S` (packed weights, and the ISA note)."""
+"""Plan → sources: `model.c` (calls with constants), `weights.bin` and `weights.S` (packed weights, the ISA note)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgesdk.converters.artifact import Tensor as ArtifactTensor
 from edgesdk.converters.neon.arena import Life, place
 from edgesdk.converters.neon.kernel_sets import KernelSet
-from edgesdk.converters.neon.layers import float_layer, static_layer, dynamic_layer, w8_layer
+from edgesdk.converters.neon.layers import dynamic_layer, float_layer, static_layer, w8_layer
 from edgesdk.converters.neon.packing import ALIGN, ROWS, round_up
 from edgesdk.converters.neon.plan import (
     Activate,
@@ -142,7 +142,8 @@ class _Emitter:
             "",
         ]
         weights = (
-            f'.section .note.{NOTE_OWNER.lower()},"a",%note\n.balign 4\n.long {len(NOTE_OWNER) + 1}\n.long 2f - 1f\n.long 1\n'
+            f'.section .note.{NOTE_OWNER.lower()},"a",%note\n.balign 4\n'
+            f".long {len(NOTE_OWNER) + 1}\n.long 2f - 1f\n.long 1\n"
             f'.asciz "{NOTE_OWNER}"\n.balign 4\n1: .ascii "{",".join(self.kernels.isa)}"\n2: .balign 4\n'
             '.section .note.GNU-stack,"",%progbits\n'
             '.section .rodata\n.balign 64\n.global edge_weights\nedge_weights: .incbin "weights.bin"\n'
@@ -154,14 +155,15 @@ class _Emitter:
         }
         return Sources(files, len(self.weights.data), self.arena)
 
-    # --- parts of the program -------------------------------------------------------------------------------------------
+    # --- parts of the program ----------------------------------------------------------------------------------------
 
     def checks(self, order: dict[str, int]) -> list[str]:
         return [
             f"  const int64_t *ids = inputs[{order['input_ids']}];",
             f"  const int64_t *mask = inputs[{order['attention_mask']}];",
             f"  for (int at = 0; at < {self.plan.sequence}; at++) {{",
-            f'    if (ids[at] < 0 || ids[at] >= {self.plan.vocabulary}) return "a token id is outside of the vocabulary";',
+            f"    if (ids[at] < 0 || ids[at] >= {self.plan.vocabulary})",
+            '      return "a token id is outside of the vocabulary";',
             '    if (mask[at] != 0 && mask[at] != 1) return "attention_mask holds something else than 0 and 1";',
             '    if (at && mask[at] > mask[at - 1]) return "attention_mask has padding in front of a token";',
             "  }",
@@ -212,10 +214,8 @@ class _Emitter:
         result, rows = step.result, _rows(step.result)
         match step:
             case Embed():
-                return (
-                    f"edge_embed(ids, {rows}, {result.columns}, {self.table(step.tokens)}, {self.table(step.positions)}, "
-                    f"{self.floats(result)}, {_stride(result)});"
-                )
+                tables = f"{self.table(step.tokens)}, {self.table(step.positions)}"
+                return f"edge_embed(ids, {rows}, {result.columns}, {tables}, {self.floats(result)}, {_stride(result)});"
             case Patches():
                 return (
                     f"edge_patches(inputs[0], {step.channels}, {step.size}, {step.patch}, {self.floats(result)}, "
@@ -263,13 +263,15 @@ class _Emitter:
                     f"{self.floats(result)});"
                 )
             case Activate():
-                return f"edge_{step.kind}({self.floats(step.source)}, {rows}, {_stride(result)}, {self.floats(result)});"
+                source = self.floats(step.source)
+                return f"edge_{step.kind}({source}, {rows}, {_stride(result)}, {self.floats(result)});"
             case Attend():
                 return self.attend(step)
             case Pool():
                 source = self.floats(step.source)
                 if step.kind == "cls":
-                    return f"edge_copy({source}, {_stride(result)}, 1, {result.columns}, {self.floats(result)}, {_stride(result)});"
+                    target = f"{self.floats(result)}, {_stride(result)}"
+                    return f"edge_copy({source}, {_stride(result)}, 1, {result.columns}, {target});"
                 length = "length" if step.source.tokens else str(step.source.rows)
                 return f"edge_mean({source}, {length}, {result.columns}, {_stride(result)}, {self.floats(result)});"
             case _:
@@ -279,12 +281,11 @@ class _Emitter:
         result, rows, source = step.result, _rows(step.result), step.source
         if isinstance(step, DenseStatic):
             layer = self.declare("edge_int8", static_layer(step, self.kernels, self.weight))
+            operands = f"{layer}, {self.bytes(source)}, {rows}"
             if result.layout == "packed_a":
-                return f"edge_int8_to_packed({layer}, {self.bytes(source)}, {rows}, {self.bytes(result)}, {_stride(result)});"
-            return (
-                f"edge_int8_to_float({layer}, {self.bytes(source)}, {rows}, {self.residual(step)}, {self.floats(result)}, "
-                f"{_stride(result)});"
-            )
+                return f"edge_int8_to_packed({operands}, {self.bytes(result)}, {_stride(result)});"
+            target = f"{self.floats(result)}, {_stride(result)}"
+            return f"edge_int8_to_float({operands}, {self.residual(step)}, {target});"
         if isinstance(step, DenseDynamic):
             assert step.scales is not None
             layer = self.declare("edge_int8", dynamic_layer(step, self.kernels, self.weight))
@@ -340,6 +341,10 @@ def _comment(step: Step) -> str:
 def _tensors(kind: str, tensors: Sequence[ArtifactTensor]) -> list[str]:
     sizes = {"float32": 4, "int64": 8}
     entries = ", ".join(
-        f'{{"{tensor.name}", "{tensor.dtype}", {int(np.prod(tensor.shape)) * sizes[tensor.dtype]}}}' for tensor in tensors
+        f'{{"{tensor.name}", "{tensor.dtype}", {int(np.prod(tensor.shape)) * sizes[tensor.dtype]}}}'
+        for tensor in tensors
     )
-    return [f"const int edge_model_{kind}s = {len(tensors)};", f"const edge_tensor edge_model_{kind}[] = {{{entries}}};"]
+    return [
+        f"const int edge_model_{kind}s = {len(tensors)};",
+        f"const edge_tensor edge_model_{kind}[] = {{{entries}}};",
+    ]

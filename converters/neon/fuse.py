@@ -155,7 +155,8 @@ def table_entries(kind: str, before: Encoding, after: Encoding) -> NDArray[np.in
     """The int8 answer to every int8 from -128 to 127: dequantize, activate, quantize."""
     values = (np.arange(-128, 128) - before.zero_point).astype(np.float32) * np.float32(before.scale)
     active = activation(kind, values.astype(np.float64)).astype(np.float32)
-    return np.clip(np.rint(active / np.float32(after.scale)) + after.zero_point, -128, 127).astype(np.int8)
+    integers = np.rint(active / np.float32(after.scale)) + after.zero_point
+    return np.asarray(np.clip(integers, -128, 127), np.int8)
 
 
 def activation(kind: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -166,4 +167,5 @@ def activation(kind: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.tanh(x)
     if kind == "gelu_tanh":
         return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
+    erf = np.array([math.erf(value / math.sqrt(2.0)) for value in x.reshape(-1)], np.float64).reshape(x.shape)
+    return 0.5 * x * (1.0 + erf)

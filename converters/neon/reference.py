@@ -22,7 +22,7 @@ def accumulate(x: Int8, weight: Int8) -> NDArray[np.int64]:
 def requantize(x: Int8, weight: Int8, bias: NDArray[np.int64], scale: Float, zero: Float) -> Float:
     """clamp(rint((x Wᵀ + bias) · scale) + zero), as float integers [M, N]."""
     total = (accumulate(x, weight) + bias).astype(np.float32)
-    return np.clip(np.rint(total * scale) + zero, np.float32(-128), np.float32(127)).astype(np.float32)
+    return np.asarray(np.clip(np.rint(total * scale) + zero, -128, 127), np.float32)
 
 
 def linear_static(
@@ -38,12 +38,12 @@ def linear_dynamic(
 ) -> NDArray[np.float64]:
     """What `edge_int8_dynamic` gives, up to the last rounding."""
     exact = accumulate(x, weight) - row_zero[:, None] * weight.astype(np.int64).sum(1)
-    return exact * (row_scale[:, None].astype(np.float64) * scale) + bias
+    return np.asarray(exact * (row_scale[:, None].astype(np.float64) * scale) + bias)
 
 
 def quantize(x: Float, inverse: float, zero: int) -> Int8:
     """What `edge_quantize` gives, bit by bit."""
-    return np.clip(np.rint(x * np.float32(inverse)) + np.float32(zero), -128, 127).astype(np.int8)
+    return np.asarray(np.clip(np.rint(x * np.float32(inverse)) + np.float32(zero), -128, 127), np.int8)
 
 
 def quantize_rows(x: Float) -> tuple[Int8, Float, NDArray[np.int32]]:
@@ -60,7 +60,7 @@ def quantize_rows(x: Float) -> tuple[Int8, Float, NDArray[np.int32]]:
 def layernorm(x: Float, weight: Float, bias: Float, epsilon: float) -> NDArray[np.float64]:
     wide = x.astype(np.float64)
     centred = wide - wide.mean(1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(1, keepdims=True) + epsilon) * weight + bias
+    return np.asarray(centred / np.sqrt((centred**2).mean(1, keepdims=True) + epsilon) * weight + bias)
 
 
 def attention(

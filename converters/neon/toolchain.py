@@ -24,8 +24,10 @@ APT = {
     AARCH64: "apt install clang-19 gcc-aarch64-linux-gnu libc6-dev-arm64-cross   (or: pip install ziglang)",
     "x86_64-linux-gnu": "apt install gcc libc6-dev   (or: pip install ziglang)",
 }
-COMMON = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-          "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-stack-protector", "-fno-pie", "-fno-ident", "-fwrapv")
+COMMON = (
+    "-std=gnu11", "-O2", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv",
+    "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-stack-protector", "-fno-pie", "-fno-ident",
+)
 GCC_ONLY = ("-fno-schedule-insns", "-fno-schedule-insns2")  # they make gcc spill the accumulators of the tiles
 LINK = ("-static", "-no-pie", "-s", "-Wl,--build-id=none")
 
@@ -94,8 +96,8 @@ def find_all(triple: str) -> tuple[Toolchain, ...]:
 
 
 def _clang_names() -> list[str]:
-    numbered = [name for number in range(OLDEST_CLANG + 6, OLDEST_CLANG - 1, -1) if shutil.which(name := f"clang-{number}")]
-    return [*numbered, "clang"] if shutil.which("clang") else numbered
+    names = [*(f"clang-{number}" for number in range(OLDEST_CLANG + 6, OLDEST_CLANG - 1, -1)), "clang"]
+    return [name for name in names if shutil.which(name)]
 
 
 def _clang(name: str, triple: str) -> Toolchain | None:

@@ -31,7 +31,9 @@ from edgesdk.converters.neon.plan import (
 )
 from edgesdk.errors import UnsupportedOp
 
-SPLIT_PERMUTATIONS = {(0, 2, 1, 3): "rows", (0, 2, 3, 1): "columns", (0, 2, 3, 1, 4): "rows", (0, 2, 3, 4, 1): "columns"}
+SPLIT_PERMUTATIONS = {
+    (0, 2, 1, 3): "rows", (0, 2, 3, 1): "columns", (0, 2, 3, 1, 4): "rows", (0, 2, 3, 4, 1): "columns",
+}
 MERGE_PERMUTATIONS = {(0, 2, 1, 3), (0, 3, 1, 2, 4)}
 
 
@@ -163,14 +165,14 @@ class _Tracer:
         result = replace(source, name=linear.result, columns=linear.weight.shape[0])
         self.values[linear.result] = self.add(Dense(result, source, (linear,)))
 
-    # --- operators: each returns the symbolic value of its output, or None for a use that is unknown --------------------
+    # --- operators: each returns the symbolic value of its output, or None for a use that is unknown -----------------
 
     def op_gather(self, node: Operator, inputs: list[Any]) -> Any:
         data, indices = inputs
         axis = node.attributes.get("axis", 0)
         if isinstance(data, np.ndarray) and _is(indices, "ids") and axis == 0 and data.ndim == 2:
             return Found(Table(data))
-        if isinstance(data, Tensor) and isinstance(indices, np.ndarray) and indices.shape == () and indices == 0 and axis == 1:
+        if isinstance(data, Tensor) and _scalar(indices) == 0 and axis == 1:
             return self.add(Pool(self.tensor(node.outputs[0], 1, data.columns), data, "cls"))
         return None
 
@@ -211,8 +213,9 @@ class _Tracer:
         left, right = inputs
         if isinstance(left, Scores) and _is(right, "mask.additive"):
             return replace(left, masked=True)
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and (left.rows, left.columns) == (right.rows, right.columns):
-            return self.add(Sum(self.same(node, left), left, right))
+        if isinstance(left, Tensor) and isinstance(right, Tensor):
+            same = (left.rows, left.columns) == (right.rows, right.columns)
+            return self.add(Sum(self.same(node, left), left, right)) if same else None
         positions = Table(right) if isinstance(right, np.ndarray) else right
         if not isinstance(positions, Table) or positions.values.ndim != 2:
             return None
@@ -273,9 +276,10 @@ class _Tracer:
             return Scores(left, right)
         if isinstance(left, Scores) and left.normal and isinstance(right, Heads) and right.order == "rows":
             query, key = left.query, left.key
-            if left.masked != self.masked or query.size != key.size or key.heads != right.heads or query.size != right.size:
+            sizes, scales = {query.size, key.size, right.size, self.shape(node)[-1]}, (key.scale, right.scale)
+            if left.masked != self.masked or len(sizes) > 1 or scales != (1.0, 1.0):
                 return None
-            if query.heads % key.heads or self.shape(node)[-1] != query.size or key.scale != 1.0 or right.scale != 1.0:
+            if key.heads != right.heads or query.heads % key.heads:
                 return None
             result = replace(query.tensor, name=node.outputs[0], columns=query.heads * query.size)
             group = query.heads // key.heads
@@ -319,9 +323,10 @@ class _Tracer:
         return replace(inputs[0], total=True) if isinstance(inputs[0], Weighted) else None
 
     def op_reducemean(self, node: Operator, inputs: list[Any]) -> Any:
-        if not isinstance(inputs[0], Tensor) or self.masked or node.attributes.get("keepdims", 1) or list(inputs[1]) != [1]:
+        source, axes = inputs
+        if not isinstance(source, Tensor) or self.masked or node.attributes.get("keepdims", 1) or list(axes) != [1]:
             return None
-        return self.add(Pool(self.tensor(node.outputs[0], 1, inputs[0].columns), inputs[0], "mean"))
+        return self.add(Pool(self.tensor(node.outputs[0], 1, source.columns), source, "mean"))
 
     def op_div(self, node: Operator, inputs: list[Any]) -> Any:
         rows, count = inputs

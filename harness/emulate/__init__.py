@@ -53,6 +53,8 @@ PermitUserRC no
 UsePAM no
 UseDNS no
 LogLevel ERROR
+ClientAliveInterval 60
+ClientAliveCountMax 15
 PrintMotd no
 PrintLastLog no
 PidFile none
@@ -172,7 +174,10 @@ def _start(target: Target, progress: Progress, keep: bool) -> tuple[Board, bool]
         progress(f"starting {name}")
         for attempt in range(_ATTEMPTS):
             _clean(name)
-            problem = _launch(target, name, device, digest, shared, keep)
+            try:
+                problem = _launch(target, name, device, digest, shared, keep)
+            except (OSError, subprocess.SubprocessError) as failure:
+                problem = str(failure)
             document = state.read(name)
             if not problem and document is not None:
                 return _board(document), True
@@ -180,7 +185,7 @@ def _start(target: Target, progress: Progress, keep: bool) -> tuple[Board, bool]
                 break
         _clean(name)
     reason = problem or "the supervisor died"
-    raise BoardError(f"{name} did not start: {reason}", "try it again; `edgesdk doctor` names what is missing")
+    raise BoardError(f"{name} did not start: {reason}", "try it again; see what the kernel says about it: dmesg")
 
 
 def _launch(target: Target, name: str, device: dict[str, bytes], digest: str, shared: list[Path], keep: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 MARK = 0x45444745
 START, END = 1, 2
+CLASSES = ("total", "int", "branch", "ldst", "simd", "dot", "mmla", "mull8", "fmla", "other")
 
 
 def marker_function() -> "Callable[[int], None]":
@@ -42,7 +43,7 @@ def parse_counts(text: str) -> "list[dict[str, int]]":
 
 
 def _is_count(key: "Any", value: "Any") -> bool:
-    return key != "tag" and type(value) is int and 0 <= value < 1 << 63
+    return key in CLASSES and type(value) is int and 0 <= value < 1 << 63
 
 
 def mean_counts(inferences: "list[dict[str, int]]") -> "dict[str, int]":

@@ -17,6 +17,7 @@ def main() -> int:
         command.add_argument("--job", required=True)
         if name == "start":
             command.add_argument("--spec", required=True)
+            command.add_argument("--pack")
     runner.add_commands(commands.add_parser("runtime"))
     arguments = parser.parse_args()
     if arguments.command == "runtime":
@@ -29,6 +30,8 @@ def main() -> int:
         return runner.USAGE
     state = store.state_folder(arguments.state)
     if arguments.command == "start":
+        if arguments.pack:
+            store.unpack(state, arguments.pack)
         jobs.print_json(jobs.start(state, arguments.job, arguments.spec))
     elif arguments.command == "look":
         jobs.print_json(jobs.look(state, arguments.job))

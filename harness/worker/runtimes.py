@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from edgesdk.harness.worker.store import safe_parts
+
 DTYPES = {"float32": "<f4", "int64": "<i8", "int32": "<i4"}
 
 
@@ -11,7 +13,8 @@ class Runtime:
 
     def __init__(self, folder: str, document: "dict[str, Any]") -> None:
         self.document = document
-        self.model = os.path.join(folder, document["files"][0]["path"])
+        name = document["runtime"].get("model", document["files"][0]["path"])
+        self.model = os.path.join(folder, *safe_parts(name))
         self.feeds = []  # type: list[Any]
         self.import_library()
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from typing import Any
 
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -65,6 +66,21 @@ def sha256_file(path: str) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def unpack(state: str, pack: str) -> None:
+    """Unpack a blob that is a zip of small blobs, each named by its digest; a wrong one is refused (ValueError)."""
+    blobs = os.path.join(state, "blobs")
+    path = os.path.join(blobs, digest_name(pack))
+    if not os.path.exists(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            data = archive.read(digest_name(name))
+            if hashlib.sha256(data).hexdigest() != name:
+                raise ValueError(f"wrong bytes in pack: {name}")
+            write_atomic(os.path.join(blobs, name), data)
+    os.unlink(path)
 
 
 def lay_out_artifact(state: str, sha256: str, files: "list[dict[str, Any]]") -> str:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-stdout = Console(highlight=False, soft_wrap=True)
-WIDTH = 200  # of tables in a pipe or a file, where there is no terminal to fit
+# In a pipe or a file there is no terminal to fit: wide tables stay whole.
+stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 220)
 
 
 def say(text: str) -> None:
@@ -33,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     table = Table(*columns, title=title, title_justify="left", show_edge=False, pad_edge=False)
     for row in rows:
         table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
-    stdout.print(table, width=None if stdout.is_terminal else WIDTH)
+    stdout.print(table)
 
 
 def print_mapping(values: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ def silent(what: str, done: int, total: int) -> None:
 class Options(BaseModel):
     """Options of a stage as a recipe gives them; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class Context:
     teacher: Package
     seed: int
     progress: Progress = silent
+
+    @property
+    def training(self) -> bool:
+        """Whether there is labelled training data."""
+        return self.train is not None and self.train.labels is not None
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def run_stage(stage: Stage, package: Package, context: Context) -> Package:
     from edgesdk.transformer.graph import write_graph
     from edgesdk.verify import verify
 
-    before = outline_of(package, context.train is not None)
+    before = outline_of(package, context.training)
     reasons = stage.requires(before)
     if reasons:
         raise StageError(f"stage {stage.name}: " + "; ".join(reasons))

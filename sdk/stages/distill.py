@@ -6,7 +6,7 @@ size. The teacher is the imported fp32 model. It is also how the model recovers 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from pydantic import Field
 
 from edgesdk.package import Package
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DistillOptions(Options):
@@ -48,7 +51,6 @@ class Distill(Stage):
 
     def apply(self, package: Package, context: Context) -> Change:
         import torch
-        from torch.nn import functional
 
         from edgesdk.evaluate import accuracy
         from edgesdk.stages.train import Schedule, train
@@ -58,13 +60,10 @@ class Distill(Stage):
         assert data is not None and data.labels is not None and context.validation.labels is not None
         labels, validation_labels = data.labels, context.validation.labels
         teacher = build(context.teacher.spec, context.teacher.weights)
-        soft = torch.from_numpy(run(teacher, data.inputs)).div(options.temperature).log_softmax(-1)
+        teacher_logits = torch.from_numpy(run(teacher, data.inputs))
 
         def loss(logits: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
-            hard = functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
-            student = (logits / options.temperature).log_softmax(-1)
-            divergence = functional.kl_div(student, soft[rows], reduction="batchmean", log_target=True)
-            return options.alpha * hard + (1 - options.alpha) * options.temperature**2 * divergence
+            return distillation_loss(logits, teacher_logits[rows], torch.from_numpy(labels[rows]), options)
 
         module = build(package.spec, package.weights)
         schedule = Schedule(options.epochs, options.batch, options.learning_rate)
@@ -73,3 +72,14 @@ class Distill(Stage):
             lambda outputs: accuracy(outputs, validation_labels), context.validation, context.progress,
         )
         return Change(weights=weights_of(module))
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, options: DistillOptions) -> Tensor:
+    """α · cross-entropy + (1 − α) · T² · KL(teacher ‖ student), mean over the rows of logits [B, C] and labels [B]."""
+    from torch.nn import functional
+
+    hard = functional.cross_entropy(logits, labels)
+    student = (logits / options.temperature).log_softmax(-1)
+    soft = (teacher / options.temperature).log_softmax(-1)
+    divergence = functional.kl_div(student, soft, reduction="batchmean", log_target=True)
+    return options.alpha * hard + (1 - options.alpha) * options.temperature**2 * divergence

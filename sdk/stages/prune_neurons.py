@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from edgesdk.errors import StageError
 from edgesdk.package import Package
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage, scope_matches
 
@@ -37,6 +38,10 @@ class PruneNeurons(Stage):
     def requires(self, outline: Outline) -> list[str]:
         if outline.scheme != "fp32":
             return [f"it prunes fp32 packages, this one is {outline.scheme}; put it before the quantize stage"]
+        try:
+            self._layers(outline)
+        except StageError as problem:
+            return [str(problem)]
         return []
 
     def ensures(self, outline: Outline) -> Outline:
@@ -48,7 +53,7 @@ class PruneNeurons(Stage):
         return dataclasses.replace(outline, spec=dataclasses.replace(outline.spec, layers=layers))
 
     def apply(self, package: Package, context: Context) -> Change:
-        outline = Outline(package.spec, package.scheme, package.task, context.train is not None)
+        outline = Outline(package.spec, package.scheme, package.task, context.training)
         promised = self.ensures(outline)
         weights = dict(package.weights)
         activity = self._activity(package, context) if self.options.importance == "activation" else None

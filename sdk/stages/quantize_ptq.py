@@ -23,6 +23,7 @@ from edgesdk.transformer.quantize import row_scales
 
 BINS = 8192
 FLOAT_ACTIVATIONS = ("classifier", "classifier.input")
+SOURCES = {"query": "input", "key": "input", "value": "input", "output": "context", "up": "input", "down": "hidden"}
 
 
 class QuantizePtqOptions(Options):
@@ -53,12 +54,18 @@ class QuantizePtq(Stage):
             for name, shape in package.spec.weight_shapes().items()
             if len(shape) == 2
         }
+        if self.options.scheme == "w8a8-dynamic":
+            return Change(encodings=Encodings(self.options.scheme, None, 0, {}, weights))
         calibration = context.calibration.head(self.options.samples)
-        activations: dict[str, ActivationEncoding] = {}
-        if self.options.scheme == "w8a8":
-            activations = self._activations(package, calibration.inputs)
-        calibrator = self.options.calibrator if activations else "none"
-        return Change(encodings=Encodings(self.options.scheme, calibrator, len(calibration), activations, weights))
+        activations = self._activations(package, calibration.inputs)
+        for name, _, _ in package.spec.linears():
+            source = activations.get(input_activation(name))
+            if source is not None:
+                scale = fit_bias(weights[f"{name}.weight"].scale, package.weights[f"{name}.bias"], source.scale)
+                weights[f"{name}.weight"] = WeightEncoding(bits=8, axis=0, scale=scale)
+        return Change(
+            encodings=Encodings(self.options.scheme, self.options.calibrator, len(calibration), activations, weights)
+        )
 
     def _activations(
         self, package: Package, inputs: Mapping[str, NDArray[Any]]
@@ -80,6 +87,23 @@ def encode(low: float, high: float) -> ActivationEncoding:
     scale = float(np.float32(max((high - low) / 255.0, 1e-8)))
     zero_point = int(np.clip(np.rint(-128.0 - low / scale), -128, 127))
     return ActivationEncoding(scale=scale, zero_point=zero_point, bits=8)
+
+
+def input_activation(linear: str) -> str:
+    """Name of the activation that a linear layer reads: `layers.0.ffn.down` reads `layers.0.ffn.hidden`."""
+    head, _, last = linear.rpartition(".")
+    return f"{head}.{SOURCES[last]}" if linear.startswith("layers.") else f"{linear}.input"
+
+
+def fit_bias(
+    scale: NDArray[np.float32], bias: NDArray[np.float32], input_scale: float
+) -> NDArray[np.float32]:
+    """Row scales [N] under which bias / (input_scale · scale) fits int32 with room for the sum of products.
+
+    A row of very small weights with a bias of ordinary size would saturate it; the row's few levels are the price.
+    """
+    needed = np.abs(bias.astype(np.float64)) / (input_scale * 2.0**30)
+    return np.maximum(scale, needed.astype(np.float32))
 
 
 class Ranges:

@@ -98,7 +98,7 @@ class _Writer:
         if source is None:
             return self.node("Gemm", [value, weight_dq, self.constant(f"{name}.bias", bias)], result, transB=1)
         bias_scale = (np.float32(source.scale) * encoding.scale).astype(np.float32)
-        bias_integers = np.clip(np.rint(bias / bias_scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        bias_integers = np.clip(np.rint(bias / bias_scale.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
         bias_dq = self.node(
             "DequantizeLinear",
             [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,32 +62,82 @@ int main(int argc, char **argv) {
     get(p[10]);
     edge_int8 layer = {array[0], array[1], array[2], array[3], array[4], p[0], p[1], p[2]};
     edge_float dense = {array[0], array[1], p[1], p[2]};
+    size_t floats = 0; /* how many of `result` are the answer */
     switch (command) {
-      case 1: edge_int8_to_float(&layer, array[5], p[3], array[6], result, p[4]); put(result, (size_t)p[3] * p[4] * 4); break;
-      case 2: edge_int8_to_packed(&layer, array[5], p[3], packed, p[4]); put(packed, (size_t)p[5]); break;
-      case 3: edge_int8_dynamic(&layer, array[5], array[6], array[7], p[3], NULL, result, p[4]);
-        put(result, (size_t)p[3] * p[4] * 4); break;
-      case 4: edge_quantize(array[0], p[0], p[1], p[2], real, (float)p[3], packed, p[4]); put(packed, (size_t)p[5]); break;
-      case 5: { static int32_t zeros[64];
+      case 1:
+        edge_int8_to_float(&layer, array[5], p[3], array[6], result, p[4]);
+        floats = (size_t)p[3] * p[4];
+        break;
+      case 2:
+        edge_int8_to_packed(&layer, array[5], p[3], packed, p[4]);
+        put(packed, (size_t)p[5]);
+        break;
+      case 3:
+        edge_int8_dynamic(&layer, array[5], array[6], array[7], p[3], NULL, result, p[4]);
+        floats = (size_t)p[3] * p[4];
+        break;
+      case 4:
+        edge_quantize(array[0], p[0], p[1], p[2], real, (float)p[3], packed, p[4]);
+        put(packed, (size_t)p[5]);
+        break;
+      case 5: {
+        static int32_t zeros[64];
         edge_quantize_rows(array[0], p[0], p[1], p[2], result, zeros, packed, p[4]);
-        put(packed, (size_t)p[5]); put(result, (size_t)p[1] * 4); put(zeros, (size_t)p[1] * 4); break; }
-      case 6: edge_table(array[0], size_of(0, 1), array[1]); put(array[0], size_of(0, 1)); break;
-      case 7: edge_float_linear(&dense, array[2], p[0], p[3], array[3], result, p[4]); put(result, (size_t)p[3] * p[4] * 4); break;
-      case 8: edge_w8_linear(array[0], array[1], array[2], p[0], p[1], p[2], array[3], p[3], p[4], result, p[5]);
-        put(result, (size_t)p[4] * p[5] * 4); break;
-      case 9: edge_layernorm(array[0], p[0], p[1], p[2], array[1], array[2], real, result); put(result, (size_t)p[0] * p[2] * 4); break;
-      case 10:
-        (p[2] == 0 ? edge_gelu : p[2] == 1 ? edge_gelu_tanh : p[2] == 2 ? edge_relu : edge_tanh)(array[0], p[0], p[1], result);
-        put(result, (size_t)p[0] * p[1] * 4); break;
-      case 11: edge_attention(array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], p[4], p[5], p[6], real, result, p[7], scratch);
-        put(result, (size_t)p[2] * p[7] * 4); break;
-      case 12: edge_mean(array[0], p[0], p[1], p[2], result); put(result, (size_t)p[1] * 4); break;
-      case 13: edge_embed(array[0], p[0], p[1], array[1], array[2], array[3], array[4], result, p[2]); put(result, (size_t)p[0] * p[2] * 4); break;
-      case 14: edge_patches(array[0], p[0], p[1], p[2], result, p[3]); put(result, (size_t)p[4] * p[3] * 4); break;
-      case 15: edge_add_positions(array[0], p[0], p[1], p[2], array[1], array[2], array[3], result); put(result, (size_t)p[3] * p[2] * 4); break;
-      case 16: edge_add(array[0], array[1], p[0], p[1], result); put(result, (size_t)p[0] * p[1] * 4); break;
+        put(packed, (size_t)p[5]);
+        put(result, (size_t)p[1] * 4);
+        put(zeros, (size_t)p[1] * 4);
+        break;
+      }
+      case 6:
+        edge_table(array[0], size_of(0, 1), array[1]);
+        put(array[0], size_of(0, 1));
+        break;
+      case 7:
+        edge_float_linear(&dense, array[2], p[0], p[3], array[3], result, p[4]);
+        floats = (size_t)p[3] * p[4];
+        break;
+      case 8:
+        edge_w8_linear(array[0], array[1], array[2], p[0], p[1], p[2], array[3], p[3], p[4], result, p[5]);
+        floats = (size_t)p[4] * p[5];
+        break;
+      case 9:
+        edge_layernorm(array[0], p[0], p[1], p[2], array[1], array[2], real, result);
+        floats = (size_t)p[0] * p[2];
+        break;
+      case 10: {
+        void (*const kinds[])(const float *, int, int, float *) = {edge_gelu, edge_gelu_tanh, edge_relu, edge_tanh};
+        kinds[p[2]](array[0], p[0], p[1], result);
+        floats = (size_t)p[0] * p[1];
+        break;
+      }
+      case 11:
+        edge_attention(array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], p[4], p[5], p[6], real, result, p[7],
+                       scratch);
+        floats = (size_t)p[2] * p[7];
+        break;
+      case 12:
+        edge_mean(array[0], p[0], p[1], p[2], result);
+        floats = (size_t)p[1];
+        break;
+      case 13:
+        edge_embed(array[0], p[0], p[1], array[1], array[2], array[3], array[4], result, p[2]);
+        floats = (size_t)p[0] * p[2];
+        break;
+      case 14:
+        edge_patches(array[0], p[0], p[1], p[2], result, p[3]);
+        floats = (size_t)p[4] * p[3];
+        break;
+      case 15:
+        edge_add_positions(array[0], p[0], p[1], p[2], array[1], array[2], array[3], result);
+        floats = (size_t)p[3] * p[2];
+        break;
+      case 16:
+        edge_add(array[0], array[1], p[0], p[1], result);
+        floats = (size_t)p[0] * p[1];
+        break;
       default: return 5;
     }
+    put(result, floats * 4);
   }
   return fclose(out) ? 6 : 0;
 }
@@ -102,7 +153,9 @@ class Driver:
         self.calls: list[bytes] = []
         self.expected: list[int] = []
 
-    def call(self, command: int, numbers: list[int], arrays: list[np.ndarray | None], output: int, real: float = 0.0) -> None:
+    def call(
+        self, command: int, numbers: list[int], arrays: Sequence[np.ndarray | None], output: int, real: float = 0.0
+    ) -> None:
         """`numbers` are the parameters p[0]...; `output` is the number of bytes that the call answers."""
         parameters = np.zeros(12, np.int32)
         parameters[: len(numbers)] = numbers
@@ -152,7 +205,7 @@ def driver(program: tuple[KernelSet, Path], tmp_path: Path) -> Driver:
 
 
 def rows_of(values: np.ndarray, stride: int | None = None) -> np.ndarray:
-    """[M, N] floats in a buffer: rows padded to `stride` and to whole tiles; the padding is NaN, which must not spread."""
+    """[M, N] floats in a buffer: rows padded to `stride` and to whole tiles, with NaN, which must not spread."""
     rows, columns = values.shape
     stride = stride or round_up(columns, ALIGN)
     buffer = np.full((round_up(rows, ROWS), stride), np.nan, np.float32)
@@ -217,7 +270,8 @@ def test_dynamic_int8_linear(driver: Driver) -> None:
         bias = rng.standard_normal(n).astype(np.float32)
         count, depth, stride = round_up(n, kernels.nr), round_up(k, ALIGN), round_up(n, ALIGN)
         arrays = [
-            pack_b(weight, kernels), pad(weight.astype(np.int64).sum(1), count, np.int32), pad(scale, count, np.float32),
+            pack_b(weight, kernels),
+            pad(weight.astype(np.int64).sum(1), count, np.int32), pad(scale, count, np.float32),
             pad(bias, count, np.float32), None, pack_a(x, kernels), pad(row_scale, round_up(m, ROWS), np.float32),
             pad(row_zero + kernels.flip, round_up(m, ROWS), np.int32),
         ]
@@ -273,7 +327,8 @@ def test_float_linear(driver: Driver) -> None:
         driver.call(7, [round_up(k, ALIGN), k, count, m, stride], arrays, m * stride * 4)
         checks.append((stride, n, x.astype(np.float64) @ weight.T + bias + (0 if index % 2 else residual)))
         if index % 4 == 0:
-            integers, scale = rng.integers(-127, 128, (n, k)).astype(np.int8), rng.uniform(0.01, 0.02, n).astype(np.float32)
+            integers = rng.integers(-127, 128, (n, k)).astype(np.int8)
+            scale = rng.uniform(0.01, 0.02, n).astype(np.float32)
             arrays = [pad_rows(integers), scale, bias, rows_of(x)]
             driver.call(8, [n, k, round_up(k, ALIGN), round_up(k, ALIGN), m, stride], arrays, m * stride * 4)
             checks.append((stride, n, x.astype(np.float64) @ (integers * scale[:, None].astype(np.float64)).T + bias))
@@ -300,7 +355,8 @@ def test_elementwise(driver: Driver) -> None:
     for index in range(len(kinds)):
         driver.call(10, [4, 256, index], [line], line.nbytes)
     for data, kind in zip(driver.run(), kinds, strict=True):
-        np.testing.assert_allclose(np.frombuffer(data, np.float32), reference.elementwise(kind, line), rtol=1e-6, atol=1e-6)
+        found = np.frombuffer(data, np.float32)
+        np.testing.assert_allclose(found, reference.elementwise(kind, line), rtol=1e-6, atol=1e-6)
 
 
 def test_attention(driver: Driver) -> None:

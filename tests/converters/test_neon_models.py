@@ -85,7 +85,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> functools._lru_cache_wrap
 
 @pytest.mark.parametrize(("target", "kind", "scheme"), MODELS)
 def test_answers_like_onnx_runtime(built, tmp_path: Path, target: str, kind: str, scheme: str) -> None:
-    """Far tighter than the artifact's tolerance where the arithmetic is the graph's own. Rows have different lengths."""
+    """Far tighter than the artifact's tolerance where the arithmetic is the graph's own; lengths of rows differ."""
     case = built(target, kind, scheme)
     found = case.outputs(tmp_path)
     if scheme == "w8a8-dynamic":

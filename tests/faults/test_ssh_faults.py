@@ -199,7 +199,7 @@ def test_cut_upload_is_resumed(behind: Board, proxy: Proxy, tmp_path: Path, monk
     from edgesdk.harness.deploy import deploy
     from edgesdk.harness.session import Session
 
-    data = bytes(range(256)) * 16000
+    data = bytes(range(256)) * 32000
     name = sha256_bytes(data)
     (tmp_path / "blob").write_bytes(data)
     offsets: list[int] = []
@@ -212,7 +212,7 @@ def test_cut_upload_is_resumed(behind: Board, proxy: Proxy, tmp_path: Path, monk
     monkeypatch.setattr(SshTransport, "put", put)
     with Session(behind) as session:
         deploy(session, {})
-        proxy.limit = 2_000_000
+        proxy.limit = 6_000_000  # more than sshd's window of 2 MiB, so that some of it was written
         deploy(session, {name: tmp_path / "blob"})
         session.step(lambda transport: transport.get(f"{behind.state}/blobs/{name}", tmp_path / "back"))
     assert (tmp_path / "back").read_bytes() == data
@@ -229,7 +229,7 @@ def test_shell_that_runs_nothing(remote: Board, server: Server, monkeypatch: pyt
 
     transport = SshTransport(remote)
     monkeypatch.setattr(ssh.shlex, "join", stubborn)
-    monkeypatch.setattr(ssh, "FRAME", "")
+    monkeypatch.setattr(ssh, "FRAME", "{}")
     with pytest.raises(BoardError, match="login shell"):
         transport.run(["true"], 20)
     transport.close()

@@ -70,7 +70,8 @@ def run_sshd(folder: Path, home: Path, port: int | None = None) -> Iterator[Serv
     # ForceCommand moves the session into its own home and runs the command with bash, which reads $HOME/.bashrc for
     # sshd's sessions as a real login would.
     forced = folder / "session"
-    lines = ["#!/bin/sh", "unset SHLVL", f"export HOME={home}", 'cd "$HOME"', 'exec bash -c "$SSH_ORIGINAL_COMMAND"', ""]
+    start = 'cd "$HOME"; exec bash -c "$SSH_ORIGINAL_COMMAND"'
+    lines = ["#!/bin/sh", "unset SHLVL", f"export HOME={home}", start, ""]
     forced.write_text("\n".join(lines))
     forced.chmod(0o755)
     config = folder / "sshd_config"

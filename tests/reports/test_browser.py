@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgesdk.reports import write_report
+from edgesdk.reports.report import write_report
 from edgesdk.store import Store
 from edgesdk.testing.sample_record import HOSTILE, sample_record
 
@@ -18,8 +18,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-default-apps",
-    "--no-default-browser-check", "--disable-dev-shm-usage", "--enable-logging=stderr", "--v=0",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
+    "--disable-default-apps", "--no-default-browser-check", "--disable-dev-shm-usage", "--enable-logging=stderr",
+    "--v=0",
 ]
 pytestmark = pytest.mark.skipif(
     BROWSER is None and os.environ.get("EDGESDK_NO_EMULATION") == "1", reason="no Chromium (EDGESDK_NO_EMULATION=1)"

@@ -12,7 +12,7 @@ import pytest
 from edgesdk.errors import ConfigError
 from edgesdk.files import read_document
 from edgesdk.record import BuildRecord
-from edgesdk.reports import write_report
+from edgesdk.reports.report import write_report
 from edgesdk.store import COLUMNS, Store
 from edgesdk.testing.sample_record import HOSTILE, sample_record
 
@@ -76,6 +76,13 @@ def test_goal_that_cannot_be_answered_is_said_in_the_report(tmp_path: Path) -> N
     record = BuildRecord(**{**vars(record), "goals": {"latency_p90": "max 30ms"}})
     text = write(tmp_path, record).with_name("report.md").read_text(encoding="utf-8")
     assert "Nothing selected" in text and "an emulated board measures no time and no energy" in text
+
+
+def test_metric_without_labels_is_called_what_it_is(tmp_path: Path) -> None:
+    record = BuildRecord(**{**vars(sample_record(tmp_path / "raw")), "metric": "cosine"})
+    text = write(tmp_path, record).with_name("report.md").read_text(encoding="utf-8")
+    assert "| cosine |" in text and "mean cosine of the outputs" in text and "needs more rows" in text
+    assert "Wilson" not in text
 
 
 def test_build_where_everything_was_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesdk.errors import ConfigError
-from edgesdk.goals import METRICS, Goal, parse_goal, parse_goals, plain_goals
+from edgesdk.goals import METRICS, Goal, parse_goal, parse_goals
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_mapping_and_command_line_agree() -> None:
     mapping = {"accuracy": "max-degradation 1", "size": "max 10%"}
     texts = ["accuracy=max-degradation 1", "size: max 10%"]
     assert parse_goals(mapping) == parse_goals(texts)
-    assert plain_goals(texts) == mapping
-    assert parse_goals(None) == () and plain_goals(None) == {}
+    assert {goal.metric: goal.text for goal in parse_goals(texts)} == mapping
+    assert parse_goals(None) == ()
 
 
 def test_doubled_and_formless_goals_are_refused() -> None:

@@ -130,7 +130,8 @@ def test_code_of_the_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
         ({"architectures": ["BertForTokenClassification"]}, ["architectures", "BertForTokenClassification"]),
         ({"architectures": "BertModel"}, ["architectures", "expected a list"]),
         ({"quantization_config": {"quant_method": "bitsandbytes_4bit"}}, ["quantization_config"]),
-        ({"hidden_size": 1 << 40}, ["config.json"]),
+        ({"hidden_size": 1 << 40}, ["cannot load"]),
+        ({"hidden_size": 1 << 14}, ["config.json", "bytes"]),
         ({"vocab_size": 1 << 30}, ["config.json", "bytes"]),
         ({"type_vocab_size": 1 << 36}, ["config.json", "bytes"]),
         ({"num_hidden_layers": 1 << 30}, ["num_hidden_layers", "1073741824"]),
@@ -260,6 +261,16 @@ def test_a_broken_tokenizer(folder: Path, name: str) -> None:
     (folder / name).write_text('{"tokenizer_class": ')
     with pytest.raises(ConfigError, match="tokenizer"):
         load_tokenizer(folder)
+
+
+def test_code_of_a_tokenizer_is_never_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'boom')!r})\n")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="auto_map"):
+        load_tokenizer(folder)
+    assert not (tmp_path / "boom").exists()
 
 
 def test_files_that_a_package_takes_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,50 +17,86 @@ EDGE_INLINE float edge_softmax_row(float *x, int count, float scale) {
   return vf_sum(total);
 }
 
+typedef struct {
+  const float *q;      /* rows of q_stride floats */
+  float *keys_packed;  /* panels [key_columns / NF][size][NF] */
+  float *values_packed; /* panels [value_columns / NF][keys][NF] */
+  float *scores;       /* [MF][score_stride] */
+  float *out;
+  int q_stride, out_stride, score_stride, keys, key_columns, value_columns, size;
+  float scale;
+} edge_head;
+
+/* Columns of keys (rows of `k`) side by side. The last ones are repeated: their scores are masked. */
+EDGE_INLINE void edge_pack_keys(const edge_head *head, const float *k, int stride) {
+  for (int column = 0; column < head->key_columns; column += NF) {
+    const float *row[NF];
+    for (int lane = 0; lane < NF; lane++)
+      row[lane] = k + (size_t)(column + lane < head->keys ? column + lane : head->keys - 1) * stride;
+    float *panel = head->keys_packed + (size_t)column * head->size;
+    for (int at = 0; at < head->size; at++)
+      EDGE_UNROLL for (int lane = 0; lane < NF; lane++) panel[at * NF + lane] = row[lane][at];
+  }
+}
+
+EDGE_INLINE void edge_pack_values(const edge_head *head, const float *v, int stride) {
+  for (int column = 0; column < head->value_columns; column += VW) {
+    float *panel = head->values_packed + (size_t)(column / NF * NF) * head->keys + column % NF;
+    int left = head->size - column;
+    for (int row = 0; row < head->keys; row++) {
+      vf value = left > 0 ? vf_load_upto(v + (size_t)row * stride + column, left, 0.0f) : vf_splat(0.0f);
+      vf_store(panel + (size_t)row * NF, value);
+    }
+  }
+}
+
+/* `rows` queries from row m on. */
+EDGE_INLINE void edge_attend(const edge_head *head, int m, const int rows) {
+  vf acc[MF][FV];
+  float inverse[MF];
+  const float *query = head->q + (size_t)m * head->q_stride;
+  for (int n = 0; n < head->key_columns; n += NF) {
+    edge_tile_float(query, head->q_stride, head->keys_packed + (size_t)n * head->size, head->size, rows, acc);
+    EDGE_UNROLL for (int i = 0; i < rows; i++)
+      EDGE_UNROLL for (int j = 0; j < FV; j++) vf_store(head->scores + i * head->score_stride + n + j * VW, acc[i][j]);
+  }
+  for (int i = 0; i < rows; i++)
+    inverse[i] = 1.0f / edge_softmax_row(head->scores + i * head->score_stride, head->keys, head->scale);
+  for (int n = 0; n < head->value_columns; n += NF) {
+    edge_tile_float(head->scores, head->score_stride, head->values_packed + (size_t)n * head->keys, head->keys, rows, acc);
+    EDGE_UNROLL for (int j = 0; j < FV; j++) {
+      int left = head->size - n - j * VW;
+      if (left <= 0) break;
+      float *out = head->out + (size_t)m * head->out_stride + n + j * VW;
+      EDGE_UNROLL for (int i = 0; i < rows; i++)
+        vf_store_upto(out + i * head->out_stride, acc[i][j] * vf_splat(inverse[i]), left);
+    }
+  }
+}
+
 /* out[:, h * size ...] = softmax(q k^T * scale) v for each head h. q, k, v: rows of their strides; query head h uses
  * key/value head h / group; only the first `keys` rows are attended to. */
 EDGE_KERNEL void edge_attention(const float *q, int q_stride, const float *k, int k_stride, const float *v, int v_stride,
                                 int queries, int keys, int heads, int group, int size, float scale, float *out,
                                 int out_stride, float *scratch) {
-  int key_columns = (keys + NF - 1) / NF * NF;
-  int value_columns = (size + NF - 1) / NF * NF;
-  float *key_panels = scratch;                             /* [keys / NF][size][NF] */
-  float *value_panels = key_panels + (size_t)key_columns * size; /* [size / NF][keys][NF] */
-  float *scores = value_panels + (size_t)value_columns * keys;   /* [MF][score_stride] */
-  int score_stride = (key_columns + 15) / 16 * 16;
-  for (int head = 0; head < heads; head++) {
-    if (head % group == 0) {
-      const float *key = k + (head / group) * size;
-      const float *value = v + (head / group) * size;
-      for (int column = 0; column < key_columns; column++)
-        for (int at = 0; at < size; at++)
-          key_panels[((size_t)(column / NF) * size + at) * NF + column % NF] =
-              column < keys ? key[(size_t)column * k_stride + at] : 0.0f;
-      for (int column = 0; column < value_columns; column += NF)
-        for (int row = 0; row < keys; row++)
-          for (int lane = 0; lane < NF; lane++)
-            value_panels[((size_t)column * keys) + (size_t)row * NF + lane] =
-                column + lane < size ? value[(size_t)row * v_stride + column + lane] : 0.0f;
+  edge_head head = {.q_stride = q_stride, .out_stride = out_stride, .keys = keys, .size = size, .scale = scale};
+  head.key_columns = (keys + NF - 1) / NF * NF;
+  head.value_columns = (size + NF - 1) / NF * NF;
+  head.score_stride = (head.key_columns + 15) / 16 * 16;
+  head.keys_packed = scratch;
+  head.values_packed = head.keys_packed + (size_t)head.key_columns * size;
+  head.scores = head.values_packed + (size_t)head.value_columns * keys;
+  for (int index = 0; index < heads; index++) {
+    if (index % group == 0) {
+      edge_pack_keys(&head, k + index / group * size, k_stride);
+      edge_pack_values(&head, v + index / group * size, v_stride);
     }
+    head.q = q + index * size;
+    head.out = out + index * size;
     for (int m = 0; m < queries; m += MF) {
-      vf acc[MF][FV];
-      float inverse[MF];
-      for (int n = 0; n < key_columns; n += NF) {
-        edge_tile_float(q + (size_t)m * q_stride + head * size, q_stride, key_panels + (size_t)n * size, size, acc);
-        EDGE_UNROLL for (int i = 0; i < MF; i++)
-          EDGE_UNROLL for (int j = 0; j < FV; j++) vf_store(scores + i * score_stride + n + j * VW, acc[i][j]);
-      }
-      for (int i = 0; i < MF; i++) inverse[i] = 1.0f / edge_softmax_row(scores + i * score_stride, keys, scale);
-      for (int n = 0; n < value_columns; n += NF) {
-        edge_tile_float(scores, score_stride, value_panels + (size_t)n * keys, keys, acc);
-        EDGE_UNROLL for (int j = 0; j < FV; j++) {
-          int left = size - n - j * VW;
-          if (left <= 0) break;
-          EDGE_UNROLL for (int i = 0; i < MF; i++)
-            vf_store_upto(out + (size_t)(m + i) * out_stride + head * size + n + j * VW, acc[i][j] * vf_splat(inverse[i]),
-                          left);
-        }
-      }
+      if (queries - m > MF / 2) edge_attend(&head, m, MF);
+      else if (queries - m > 1) edge_attend(&head, m, MF / 2);
+      else edge_attend(&head, m, 1);
     }
   }
 }

@@ -2,7 +2,8 @@
  *
  * Layouts. packed_a: panels of MR rows, each [k / KR][MR][KR]; k is padded to 16 (padding meets zero weights, so its
  * content does not matter). packed_b: panels of NR columns, each [k / KR][NR][KR]. row_major floats have rows of
- * `stride` (a multiple of 16) floats; all buffers hold whole tiles of rows, so tiles are stored without a row check. */
+ * `stride` (a multiple of 16) floats; all buffers hold whole tiles of rows, so a tile may be stored without a row check.
+ * The rows and columns of padding may hold anything, NaN too. */
 #pragma once
 
 enum { NV = NR / VW };
@@ -35,73 +36,93 @@ EDGE_INLINE void edge_put_packed(int8_t *packed, int k, int row, int column, vi 
   }
 }
 
+/* Call TILE(m, n, tile rows) for all tiles of [rows, layer->n]: whole tiles, then the smallest of MR, MR / 2 and 1 rows
+ * that covers the rest (a compile-time constant inside of TILE). */
+#define EDGE_FOR_TILES(TILE, ...)                            \
+  for (int n = 0; n < layer->n; n += NR)                     \
+    for (int m = 0; m < rows; m += MR) {                     \
+      if (rows - m > MR / 2) TILE(__VA_ARGS__, m, n, MR);    \
+      else if (rows - m > 1) TILE(__VA_ARGS__, m, n, MR / 2); \
+      else TILE(__VA_ARGS__, m, n, 1);                       \
+    }
+
+EDGE_INLINE void edge_products(const edge_int8 *layer, const int8_t *x, int m, int n, const int rows, vi acc[MR][NV]) {
+  edge_tile(x + (size_t)m * layer->k, layer->weights + (size_t)n * layer->k, layer->k / KR, rows, acc);
+}
+
 /* out [rows, stride] = dequantize(requantize(x W + bias)) (+ residual). */
+EDGE_INLINE void edge_tile_to_float(const edge_int8 *layer, const int8_t *x, const float *residual, float *out, int stride,
+                                    int m, int n, const int rows) {
+  vi acc[MR][NV];
+  edge_products(layer, x, m, n, rows, acc);
+  EDGE_UNROLL for (int j = 0; j < NV; j++) {
+    int column = n + j * VW;
+    if (column >= stride) break;
+    int at = layer->varied ? column : j * VW;
+    vi bias = vi_load(layer->bias + column);
+    vf scale = vf_load(layer->scale + column);
+    vf zero = vf_load(layer->zero + at);
+    vf step = vf_load(layer->step + at);
+    EDGE_UNROLL for (int i = 0; i < rows; i++) {
+      size_t place = (size_t)(m + i) * stride + column;
+      vf value = (edge_requantize(acc[i][j], bias, scale, zero) - zero) * step;
+      if (residual) value = value + vf_load(residual + place);
+      vf_store(out + place, value);
+    }
+  }
+}
+
 EDGE_KERNEL void edge_int8_to_float(const edge_int8 *layer, const int8_t *x, int rows, const float *residual, float *out,
                                     int stride) {
-  for (int n = 0; n < layer->n; n += NR)
-    for (int m = 0; m < rows; m += MR) {
-      vi acc[MR][NV];
-      edge_tile(x + (size_t)m * layer->k, layer->weights + (size_t)n * layer->k, layer->k / KR, acc);
-      EDGE_UNROLL for (int j = 0; j < NV; j++) {
-        int column = n + j * VW;
-        if (column >= stride) break;
-        int at = layer->varied ? column : j * VW;
-        vi bias = vi_load(layer->bias + column);
-        vf scale = vf_load(layer->scale + column);
-        vf zero = vf_load(layer->zero + at);
-        vf step = vf_load(layer->step + at);
-        EDGE_UNROLL for (int i = 0; i < MR; i++) {
-          size_t place = (size_t)(m + i) * stride + column;
-          vf value = (edge_requantize(acc[i][j], bias, scale, zero) - zero) * step;
-          if (residual) value = value + vf_load(residual + place);
-          vf_store(out + place, value);
-        }
-      }
-    }
+  EDGE_FOR_TILES(edge_tile_to_float, layer, x, residual, out, stride)
 }
 
 /* out (packed_a with `k` columns) = requantize(x W + bias). */
+EDGE_INLINE void edge_tile_to_packed(const edge_int8 *layer, const int8_t *x, int8_t *out, int k, int m, int n,
+                                     const int rows) {
+  vi acc[MR][NV];
+  edge_products(layer, x, m, n, rows, acc);
+  EDGE_UNROLL for (int j = 0; j < NV; j++) {
+    int column = n + j * VW;
+    if (column >= k) break;
+    int at = layer->varied ? column : j * VW;
+    vi bias = vi_load(layer->bias + column);
+    vf scale = vf_load(layer->scale + column);
+    vf zero = vf_load(layer->zero + at);
+    EDGE_UNROLL for (int i = 0; i < rows; i++)
+      edge_put_packed(out, k, m + i, column, vf_to_int(edge_requantize(acc[i][j], bias, scale, zero)));
+  }
+}
+
 EDGE_KERNEL void edge_int8_to_packed(const edge_int8 *layer, const int8_t *x, int rows, int8_t *out, int k) {
-  for (int n = 0; n < layer->n; n += NR)
-    for (int m = 0; m < rows; m += MR) {
-      vi acc[MR][NV];
-      edge_tile(x + (size_t)m * layer->k, layer->weights + (size_t)n * layer->k, layer->k / KR, acc);
-      EDGE_UNROLL for (int j = 0; j < NV; j++) {
-        int column = n + j * VW;
-        if (column >= k) break;
-        int at = layer->varied ? column : j * VW;
-        vi bias = vi_load(layer->bias + column);
-        vf scale = vf_load(layer->scale + column);
-        vf zero = vf_load(layer->zero + at);
-        EDGE_UNROLL for (int i = 0; i < MR; i++)
-          edge_put_packed(out, k, m + i, column, vf_to_int(edge_requantize(acc[i][j], bias, scale, zero)));
-      }
-    }
+  EDGE_FOR_TILES(edge_tile_to_packed, layer, x, out, k)
 }
 
 /* out [rows, stride] = s_row * s_w * (x - zero_row) W + bias (+ residual); scales and zero points of rows in `row_scale`
  * and `row_zero` (with 128 added if FLIP). */
+EDGE_INLINE void edge_tile_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale, const int32_t *row_zero,
+                                   const float *residual, float *out, int stride, int m, int n, const int rows) {
+  vi acc[MR][NV];
+  edge_products(layer, x, m, n, rows, acc);
+  EDGE_UNROLL for (int j = 0; j < NV; j++) {
+    int column = n + j * VW;
+    if (column >= stride) break;
+    vi sums = vi_load(layer->bias + column);
+    vf scale = vf_load(layer->scale + column);
+    vf bias = vf_load(layer->zero + column);
+    EDGE_UNROLL for (int i = 0; i < rows; i++) {
+      size_t place = (size_t)(m + i) * stride + column;
+      vf exact = vf_from_int(acc[i][j] - sums * vi_splat(row_zero[m + i]));
+      vf value = vf_fma(exact, scale * vf_splat(row_scale[m + i]), bias);
+      if (residual) value = value + vf_load(residual + place);
+      vf_store(out + place, value);
+    }
+  }
+}
+
 EDGE_KERNEL void edge_int8_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale, const int32_t *row_zero,
                                    int rows, const float *residual, float *out, int stride) {
-  for (int n = 0; n < layer->n; n += NR)
-    for (int m = 0; m < rows; m += MR) {
-      vi acc[MR][NV];
-      edge_tile(x + (size_t)m * layer->k, layer->weights + (size_t)n * layer->k, layer->k / KR, acc);
-      EDGE_UNROLL for (int j = 0; j < NV; j++) {
-        int column = n + j * VW;
-        if (column >= stride) break;
-        vi sums = vi_load(layer->bias + column);
-        vf scale = vf_load(layer->scale + column);
-        vf bias = vf_load(layer->zero + column);
-        EDGE_UNROLL for (int i = 0; i < MR; i++) {
-          size_t place = (size_t)(m + i) * stride + column;
-          vf exact = vf_from_int(acc[i][j] - sums * vi_splat(row_zero[m + i]));
-          vf value = vf_fma(exact, scale * vf_splat(row_scale[m + i]), bias);
-          if (residual) value = value + vf_load(residual + place);
-          vf_store(out + place, value);
-        }
-      }
-    }
+  EDGE_FOR_TILES(edge_tile_dynamic, layer, x, row_scale, row_zero, residual, out, stride)
 }
 
 /* Static quantization of float rows into packed_a: clamp(round(x * inverse) + zero). */

@@ -2,20 +2,20 @@
  * bias holds -128 * sum(weights). */
 #pragma once
 enum { MR = 8, NR = 32, KR = 4, FLIP = 0x80 };
-EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, vi acc[MR][NR / VW]) {
+EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, vi acc[MR][NR / VW]) {
   __m512i sum[8][2];
-  EDGE_UNROLL for (int i = 0; i < 8; i++)
+  EDGE_UNROLL for (int i = 0; i < rows; i++)
     EDGE_UNROLL for (int j = 0; j < 2; j++) sum[i][j] = _mm512_setzero_si512();
   for (; steps; steps--, a += 32, b += 128) {
     __m512i column[2];
     EDGE_UNROLL for (int j = 0; j < 2; j++) column[j] = _mm512_loadu_si512(b + 64 * j);
-    EDGE_UNROLL for (int i = 0; i < 8; i++) {
+    EDGE_UNROLL for (int i = 0; i < rows; i++) {
       int32_t word;
       memcpy(&word, a + 4 * i, 4);
       __m512i row = _mm512_set1_epi32(word);
       EDGE_UNROLL for (int j = 0; j < 2; j++) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], row, column[j]);
     }
   }
-  EDGE_UNROLL for (int i = 0; i < 8; i++)
+  EDGE_UNROLL for (int i = 0; i < rows; i++)
     EDGE_UNROLL for (int j = 0; j < 2; j++) acc[i][j] = (vi)sum[i][j];
 }
