@@ -14,7 +14,7 @@ from edgesdk.files import canonical_json, sha256_bytes, write_atomic
 from edgesdk.harness import figures
 from edgesdk.harness.board import Board
 from edgesdk.harness.energy import unmeasured_energy
-from edgesdk.harness.protocol import E_LOAD, Profile
+from edgesdk.harness.protocol import E_LOAD, E_THROTTLED, Profile
 from edgesdk.targets.target import Target
 
 FORMAT, VERSION = "edgesdk.measurement", 1
@@ -129,6 +129,9 @@ def _refusals(document: Mapping[str, Any]) -> list[str]:
     for entry in document["rounds"]:
         if entry["codes"]:
             reasons.append(f"{', '.join(entry['codes'])}: round {entry['index']}")
-    if figures.is_busy(document["facts"]):
-        reasons.append(f"{E_LOAD}: load average {document['facts']['loadavg1']} before the first round")
-    return reasons
+    facts = document["facts"]
+    texts = {
+        E_LOAD: f"load average {facts.get('loadavg1')} before the first round",
+        E_THROTTLED: f"throttle count went from {facts.get('throttle_count')} to {facts.get('after')}",
+    }
+    return reasons + [f"{code}: {texts[code]}" for code in figures.board_codes(facts)]

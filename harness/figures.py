@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgesdk.errors import MeasureError
 from edgesdk.files import inside, sha256_bytes
-from edgesdk.harness.protocol import BUSY_LOAD, E_LOAD, LABELS, PROFILES, interval, round_codes
+from edgesdk.harness.protocol import BUSY_LOAD, E_LOAD, E_THROTTLED, LABELS, PROFILES, interval, round_codes
 from edgesdk.harness.worker.count import mean_counts, parse_counts
 
 REPEATABLE = 0.01
@@ -60,9 +60,8 @@ def latency(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         pooled.append(milliseconds)
     p50, low, high = interval(medians)
     profile = PROFILES[document["profile"]]
-    labels = {LABELS[code] for entry in rounds for code in entry["codes"]}
-    if is_busy(document["facts"]):
-        labels.add(LABELS[E_LOAD])
+    codes = [*board_codes(document["facts"]), *(code for entry in rounds for code in entry["codes"])]
+    labels = {LABELS[code] for code in codes}
     if not high - low <= 2 * profile.ci_half_width * p50:
         labels.add("wide_ci")
     if sum(entry["count"] for entry in rounds) < profile.min_samples:
@@ -105,10 +104,16 @@ def peak_rss(document: Mapping[str, Any], provenance: str) -> dict[str, Any]:
     return {"value": max(peaks), "provenance": provenance, "reason": None}
 
 
-def is_busy(facts: Mapping[str, Any]) -> bool:
-    """Was the board busy before the job started?"""
+def board_codes(facts: Mapping[str, Any]) -> list[str]:
+    """Codes from the facts before and after the job: busy before it started, throttled while it ran."""
+    codes = []
     load, cpus = facts.get("loadavg1"), facts.get("cpus")
-    return load is not None and cpus is not None and float(load) > BUSY_LOAD * float(cpus)
+    if load is not None and cpus is not None and float(load) > BUSY_LOAD * float(cpus):
+        codes.append(E_LOAD)
+    before, after = facts.get("throttle_count"), (facts.get("after") or {}).get("throttle_count")
+    if before is not None and after is not None and int(after) > int(before):
+        codes.append(E_THROTTLED)
+    return codes
 
 
 def _finite(value: float) -> float | None:

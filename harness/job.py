@@ -81,6 +81,8 @@ def run_job(
         status = _watch(session, worker, arguments, identity, status, progress)
         if status["state"] != "done":
             (workdir / "job.json").unlink(missing_ok=True)
+            if status["state"] == "failed":
+                remove(session, f"{state}/jobs/{identity}", f"{state}/blobs/{name}")
             raise _failure(session, status)
         archive = _collect(session, identity, status, workdir)
         result = read_result(archive, identity, workdir / "raw")

@@ -11,13 +11,11 @@ from typing import Any
 from edgesdk.converters.artifact import Artifact
 from edgesdk.harness.board import Board
 from edgesdk.harness.protocol import E_PREFLIGHT
+from edgesdk.harness.worker.store import safe_parts
 
 ELF_MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
-# Our names of instruction sets → names in /proc/cpuinfo.
-FEATURES = {
-    "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fp16": "asimdhp",
-    "avx2": "avx2", "fma": "fma", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni",
-}
+# Our names of instruction sets → names in /proc/cpuinfo; x86 features carry the name of /proc/cpuinfo already.
+FEATURES = {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fp16": "asimdhp"}
 RUNTIMES = {
     "onnxruntime": {"onnxruntime": "onnxruntime"},
     "litert": {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime"},
@@ -37,9 +35,14 @@ def elf_machine(path: Path) -> str | None:
 
 
 def new_enough(version: str, wanted: str) -> bool:
-    """Is a version at least `>=A.B`? Anything that is not written like this is not judged here."""
-    found, least = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, wanted))
-    return not wanted.startswith(">=") or not found or found >= least
+    """Is a version at least the one of `>=A.B` or `PACKAGE A.B`? Anything else is not judged here."""
+    least = re.fullmatch(r"(?:>=|[a-z-]+) ?([0-9][0-9.]*)", wanted)
+    found = _numbers(version)
+    return least is None or not found or found >= _numbers(least[1])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"[0-9]+", version)[:3])
 
 
 def problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str, Any]) -> list[str]:
@@ -60,6 +63,11 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
             return
     elif not RUNTIMES[name]:
         yield f"a {name} artifact needs an executable"
+    for file in artifact.files:
+        try:
+            safe_parts(file.path)
+        except ValueError as problem:
+            yield f"{problem}: the worker takes letters, digits, '.', '_', '-' only"
     installed = facts.get("runtimes") or {}
     packages = list(RUNTIMES[name])
     versions = {package: str(installed[package]) for package in packages if installed.get(package)}
@@ -72,6 +80,6 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
             yield f"{package} on {board.name} is {versions[package]}, the artifact wants {wanted}"
     features = set(facts.get("cpu_features") or ())
     isa = artifact.runtime.get("isa") or ()
-    absent = [flag for flag in isa if flag in FEATURES and FEATURES[flag] not in features]
+    absent = [flag for flag in isa if FEATURES.get(flag, flag) not in features]
     if features and absent:
         yield f"needs CPU feature {', '.join(absent)}, which {facts.get('cpu_model') or board.name} lacks"

@@ -1,7 +1,7 @@
 """The measuring protocol in numbers: profiles, the interval of the median, rejection codes and labels.
 
 The unit of statistics is the round (a fresh process), not the sample: a t interval on the logarithms of round medians
-covers the truth as promised, a bootstrap over samples does not (docs/measuring.md).
+covers the truth as promised, a bootstrap over samples does so half of the time.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the socket when time is over: whatever call is blocked then returns with an erro
 from __future__ import annotations
 
 import contextlib
-import os
+import getpass
 import secrets
 import select
 import shlex
@@ -71,7 +71,7 @@ class SshTransport(StreamTransport):
             raise ConfigError(f"{board.name}: has no host")
         self.board = board
         self.where = f"{board.name} ({board.host}:{board.port})"
-        key = _private_key(board)
+        keys = _private_keys(board)
         pinned = pinned_keys(board.known_hosts, board.host, board.port)
         end = time.monotonic() + connect_seconds
         try:
@@ -84,7 +84,7 @@ class SshTransport(StreamTransport):
                 self._negotiate(pinned, connect_seconds)
                 check_host_key(board, self._client.get_remote_server_key(), pinned)
                 self._client.auth_timeout = connect_seconds
-                self._client.auth_publickey(board.user or os.environ.get("USER", "root"), key)
+                self._log_in(board.user or getpass.getuser(), keys)
             self._client.set_keepalive(15)
         except BaseException:
             self.close()
@@ -100,6 +100,13 @@ class SshTransport(StreamTransport):
         options.key_types = (*preferred, *(kind for kind in options.key_types if kind not in preferred))
         self._client.start_client(timeout=seconds)
 
+    def _log_in(self, user: str, keys: Sequence[paramiko.PKey]) -> None:
+        for key in keys[:-1]:
+            with contextlib.suppress(paramiko.AuthenticationException):
+                self._client.auth_publickey(user, key)
+                return
+        self._client.auth_publickey(user, keys[-1])
+
     @contextlib.contextmanager
     def _watch(self, seconds: float, doing: str, spare: float = 0.0) -> Iterator[None]:
         """Close the socket when the block takes longer than `seconds + spare`; turn paramiko's errors into ours."""
@@ -110,8 +117,9 @@ class SshTransport(StreamTransport):
         try:
             yield
         except paramiko.AuthenticationException as problem:
+            key = self.board.key or "any key of yours"
             raise BoardError(
-                f"{self.where}: {self.board.user or 'the user'} may not log in with key {self.board.key}: {problem}",
+                f"{self.where}: {self.board.user or 'the user'} may not log in with {key}: {problem}",
                 "add the public key to ~/.ssh/authorized_keys on the board",
             ) from problem
         except (OSError, EOFError, paramiko.SSHException) as problem:
@@ -221,15 +229,22 @@ def _pump(channel: paramiko.Channel, source: BinaryIO | None, out: Sink, error: 
     return False
 
 
-def _private_key(board: Board) -> paramiko.PKey:
-    home = Path.home() / ".ssh"
-    candidates = [board.key] if board.key else [home / name for name in DEFAULT_KEYS if (home / name).exists()]
-    for path in candidates:
+def _private_keys(board: Board) -> list[paramiko.PKey]:
+    """The board's key; without one, the user's usual keys and those of the SSH agent (which is never forwarded)."""
+    if board.key is not None:
         try:
-            return paramiko.PKey.from_path(path)
+            return [paramiko.PKey.from_path(board.key)]
         except (OSError, ValueError, TypeError, paramiko.SSHException) as problem:
             raise ConfigError(
-                f"{board.name}: private key {path}: {problem or type(problem).__name__}",
+                f"{board.name}: private key {board.key}: {problem or type(problem).__name__}",
                 "give a readable OpenSSH key without passphrase: ssh-keygen -t ed25519",
             ) from problem
-    raise ConfigError(f"{board.name}: no private key", "set `key` in farm.toml: ssh-keygen -t ed25519")
+    keys: list[paramiko.PKey] = []
+    for name in DEFAULT_KEYS:
+        with contextlib.suppress(OSError, ValueError, TypeError, paramiko.SSHException):
+            keys.append(paramiko.PKey.from_path(Path.home() / ".ssh" / name))
+    with contextlib.suppress(OSError, paramiko.SSHException):
+        keys += paramiko.Agent().get_keys()
+    if not keys:
+        raise ConfigError(f"{board.name}: no private key", "set `key` in farm.toml: ssh-keygen -t ed25519")
+    return keys

@@ -13,6 +13,7 @@ from edgesdk.reports import units
 from edgesdk.reports.svg import Box, Scale, element, line, place_labels, scale, text
 from edgesdk.reports.view import Row
 
+LONGEST = 34
 SHAPES = {"onnx": "circle", "tflite": "square", "neon": "triangle"}
 
 
@@ -47,8 +48,7 @@ def pareto(rows: Sequence[Row], emulated: bool, floor: float | None, width: int,
     places = [(across(row.x or 0), up(row.y or 0)) for row in drawn]
     parts += [_bars(row, place, across, up) for row, place in zip(drawn, places, strict=True)]
     parts += [_mark(row, place) for row, place in zip(drawn, places, strict=True)]
-    labels = [f"{row.number} {row.name}" if names else str(row.number) for row in drawn]
-    labels = [label if len(label) <= 34 else label[:33] + "…" for label in labels]
+    labels = [_label(row, names) for row in drawn]
     # Labels keep off the level parts of the frontier and off the goal's line.
     levels = [Box(across(x), up(y) - 1, frame.right, up(y) + 1) for x, y in steps]
     levels += [Box(frame.left, up(floor) - 1, frame.right, up(floor) + 1)] if floor is not None else []
@@ -77,13 +77,19 @@ def strip(rows: Sequence[Row], width: int, names: bool) -> Markup:
     parts.append(text((left + width) / 2, height - 6, "median of a round, ms per inference", "axis", "middle"))
     for index, row in enumerate(drawn):
         y = 16 + pitch * (index + 0.5)
-        parts.append(text(left - 12, y + 4, f"{row.number} {row.name}" if names else str(row.number), "label", "end"))
+        parts.append(text(left - 12, y + 4, _label(row, names), "label", "end"))
         parts.append(line(left, y, width - 20, y, "grid"))
         if row.x_range:
             low, high = across(row.x_range[0]), across(row.x_range[1])
             parts.append(element("rect", x=low, y=y - 5, width=max(1.0, high - low), height=10, class_="interval"))
         parts += [element("circle", cx=across(value), cy=y, r=3.5, class_="round") for value in row.rounds_ms]
     return _svg(width, height, "Medians of the rounds of each candidate with the 95 % interval", parts)
+
+
+def _label(row: Row, names: bool) -> str:
+    """Number and name of a candidate, cut where it is too long, or the number alone."""
+    label = f"{row.number} {row.name}" if names else str(row.number)
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
 
 
 def _scales(drawn: Sequence[Row], floor: float | None, frame: Box) -> tuple[Scale, Scale]:

@@ -56,7 +56,8 @@ def report_context(record: BuildRecord, selection: Selection, build: int) -> dic
     rows = view.rows(record, selection)
     floor = view.accuracy_floor(record, selection)
     return {
-        "record": record, "selection": selection, "build": build, "rows": rows, "columns": view.columns(rows, record.metric),
+        "record": record, "selection": selection, "build": build, "rows": rows,
+        "columns": view.columns(rows, record.metric),
         "banner": view.banner(record), "tiles": view.tiles(record, selection), "lineage": view.lineage(record),
         "not_measured": view.not_measured(record), "facts": view.facts(record.facts),
         "methods": view.methods(record), "command": view.reproduce(record), "baseline": view.baseline(record),

@@ -161,7 +161,12 @@ def baseline(record: BuildRecord) -> str:
     if reference.accuracy is None:
         return f"{size}, accuracy not measured"
     rows = f"{reference.n:,} rows, {reference.provenance}"
-    return f"{units.percent(reference.accuracy)} accuracy ({rows}), {size}"
+    sampled = {
+        f"; {units.percent(accuracy.baseline)} over the {accuracy.n:,} rows evaluated on this board"
+        for accuracy in (candidate.accuracy for candidate in record.candidates)
+        if accuracy is not None and accuracy.baseline is not None and accuracy.n != reference.n
+    }
+    return f"{units.percent(reference.accuracy)} {record.metric} ({rows}{''.join(sorted(sampled))}), {size}"
 
 
 def instruction_classes(table: list[Row]) -> tuple[list[str], list[tuple[Row, list[str]]]]:
@@ -207,9 +212,9 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif str(key).endswith("_bytes") and isinstance(value, int):
             flat.append((f"{prefix}{key.removesuffix('_bytes')}", units.size(value)))
         elif isinstance(value, (list, tuple)):
-            flat.append((f"{prefix}{key}", ", ".join(str(item) for item in value)))
+            flat.append((f"{prefix}{key}", ", ".join(str(item) for item in value) or units.NONE))
         else:
-            flat.append((f"{prefix}{key}", str(value)))
+            flat.append((f"{prefix}{key}", units.NONE if value is None else str(value)))
     return flat
 
 

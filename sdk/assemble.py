@@ -42,6 +42,7 @@ def assemble(
         notes.append(f"accuracy on this board is that of {len(data)} of {len(job.evaluation)} evaluation rows")
     return BuildRecord(
         model=package.name,
+        metric=package.metric,
         target=target.name,
         board=board.name,
         provenance=board.provenance,

@@ -31,7 +31,7 @@ def audit(path: Path) -> dict[str, Any]:
             "files": len(artifact.files), "golden rows": artifact.golden.n, "verified": True,
         }
     if path.is_file() and path.read_bytes()[:15] == b"SQLite format 3":
-        from edgesdk.store import verify_store
+        from edgesdk.store_verify import verify_store
 
         return {"format": "edgesdk.store", **verify_store(path), "verified": True}
     if path.suffix == ".json" and path.is_file():

@@ -90,15 +90,6 @@ def sqnr_db(reference: NDArray[Any], outputs: NDArray[Any]) -> float:
     return math.inf if noise == 0 else 10.0 * math.log10(max(signal, 1e-300) / noise)
 
 
-def wilson_lower95(share: float, count: int) -> float:
-    """One-sided 95 % lower bound of a proportion (Wilson 1927)."""
-    if count == 0:
-        return 0.0
-    centre = share + Z95**2 / (2 * count)
-    spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
-    return max(0.0, (centre - spread) / (1 + Z95**2 / count))
-
-
 def mean_lower95(values: NDArray[np.float64]) -> float:
     """One-sided 95 % lower bound of a mean, by the normal approximation."""
     if len(values) < 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from edgesdk.record import BuildRecord, CandidateRecord
 from edgesdk.reports import units
 
@@ -57,3 +59,21 @@ def show(metric: str, *values: float) -> list[str]:
         if len(set(texts)) == len(set(values)):
             break
     return texts
+
+
+def paired_ratio(one: CandidateRecord, other: CandidateRecord) -> tuple[float, float] | None:
+    """95 % interval of the ratio of two candidates' latencies: Student's t on the log ratios of the medians of their
+    interleaved rounds. None with fewer than two common rounds."""
+    import numpy as np
+    from scipy import stats
+
+    left, right = (
+        {entry["index"]: entry["p50_ns"] for entry in candidate.figure("rounds") or () if entry.get("p50_ns")}
+        for candidate in (one, other)
+    )
+    common = sorted(left.keys() & right.keys())
+    if len(common) < 2:
+        return None
+    ratios = np.log([left[index] / right[index] for index in common])
+    half = stats.t.ppf(0.975, len(ratios) - 1) * ratios.std(ddof=1) / math.sqrt(len(ratios))
+    return math.exp(ratios.mean() - half), math.exp(ratios.mean() + half)

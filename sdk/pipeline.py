@@ -31,6 +31,7 @@ from edgesdk.record import BuildRecord
 from edgesdk.reports.report import write_report
 from edgesdk.select import Selection, check_measurable, select
 from edgesdk.stages import outline_of
+from edgesdk.stopwatch import Stopwatch
 from edgesdk.store import Store
 from edgesdk.targets import Target, load_target
 
@@ -61,13 +62,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Build:
-    """What a build gives: the record, the selection, and the document that `edgesdk build --json` prints."""
+    """What a build gives: the record, the selection, the document that `edgesdk build --json` prints, and the (wall,
+    CPU) seconds of each step."""
 
     record: BuildRecord
     selection: Selection
     document: dict[str, Any]
     report: Path
     out: Path
+    seconds: Mapping[str, tuple[float, float]]
 
 
 def build(request: Request, progress: Progress, say: Callable[[str], None]) -> Build:
@@ -77,12 +80,15 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
         EdgeSDKError: see `edgesdk.errors`; a candidate that fails is a result with its reason, never an exception.
     """
     target, recipes, converters = load_target(request.target), chosen_recipes(request), chosen_converters(request)
+    clock = Stopwatch()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with board_for(target, request.board, request.farm, say) as board:
         goals = request.goals if request.goals is not None else recipe_goals(recipes)
         check_measurable(goals, board.provenance)
         facts = probe(board)
+        clock.lap("board")
         job = import_job(request.model, request.data, request.train_data, sequence=request.sequence, seed=request.seed)
+        clock.lap("import")
         recipes = recipes or default_recipes(job.train is not None)
         stamp = started.replace(":", "").replace("-", "").partition("+")[0]
         out = request.out or request.state / "builds" / f"{stamp}-{job.package.name}-{target.short}"
@@ -90,19 +96,27 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
         try:
             compressed = compress_all(job, recipes, request, out, progress)
             packages = {name: result.package for name, result in compressed.items()}
+            clock.lap("compress")
             candidates = make_candidates(packages, target, converters, out / "artifacts", progress)
+            clock.lap("convert")
             data = evaluation_sample(job.evaluation, job.package, board.emulated, request.seed)
             documents = measure_all(candidates, board, target, data, request, out / "measurements", progress)
+            clock.lap("deploy and measure")
             record = assemble(job, compressed, candidates, documents, data, board, target, facts, out)
             record = dataclasses.replace(
                 record, started=started, seed=request.seed, profile=request.profile, command=request.command,
                 goals={goal.metric: goal.text for goal in parse_goals(goals)},
             )
-            return publish(record, select(record, goals), request, out)
         except BaseException:
             if fresh:
                 shutil.rmtree(out, ignore_errors=True)
             raise
+        # Stored and reported before the choice: a goal that turns out to be unmeasured must not lose the measurements.
+        page = publish(record, request, out)
+        selection = select(record, goals)
+        write_selection(record, selection, out)
+        clock.lap("judge, select, report")
+        return Build(record, selection, build_document(record, selection, page), page, out, clock.laps)
 
 
 def chosen_recipes(request: Request) -> list[Recipe]:
@@ -166,10 +180,7 @@ def measure_all(
     return dict(zip([candidate.name for candidate in runnable], documents, strict=True))
 
 
-def publish(record: BuildRecord, selection: Selection, request: Request, out: Path) -> Build:
-    """Store the results and write the reports."""
+def publish(record: BuildRecord, request: Request, out: Path) -> Path:
+    """Store the results and write the report; the path of its page."""
     store = Store(request.state / "results.sqlite" if request.store is None else request.store)
-    number = store.add_build(record)
-    page = write_report(store, number, out / "report")
-    write_selection(record, selection, out)
-    return Build(record, selection, build_document(record, selection, page), page, out)
+    return write_report(store, store.add_build(record), out / "report")

@@ -8,8 +8,9 @@ The order of the rules:
    upper end of its 95 % interval, `latency_p90` by p90 or that upper end, whichever is larger.
 3. The fastest of the rest has the lowest p90 (the same upper figure); on an emulated board the fewest instructions.
 4. Every candidate whose interval of p50 overlaps that of the fastest is a tie (where emulated: whose counts of the
-   rounds overlap). Among ties the lower energy wins where it was measured for all of them, else the smaller file, else
-   the lower figure of rule 3.
+   rounds overlap), unless the ratio of their interleaved rounds tells them apart. Among ties the lower energy wins
+   where it was measured for all of them, else the smallest file where sizes differ by more than 5 %, else the lower
+   figure of rule 3.
 
 A goal on accuracy of `max-degradation 1` holds where no other is given. Float candidates take part: staying float is
 an answer.
@@ -23,13 +24,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgesdk.errors import Unmeasured
-from edgesdk.figures import LABELS, NEVER_EMULATED, judged, missing, show
+from edgesdk.figures import LABELS, NEVER_EMULATED, judged, missing, paired_ratio, show
 from edgesdk.goals import DEFAULT, Goal, parse_goals
 from edgesdk.record import BuildRecord, CandidateRecord
 from edgesdk.reports import units
 
 Z95 = 1.6448536269514722
 EPSILON = 1e-9
+# Among ties a file must be smaller by this factor to win by its size.
+SIZE_MATTERS = 1.05
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,11 @@ def _problems(
 
 def _tie(one: CandidateRecord, other: CandidateRecord, record: BuildRecord) -> bool:
     (low, high), (other_low, other_high) = interval(one, record), interval(other, record)
-    return low <= other_high and other_low <= high
+    if low > other_high or other_low > high:
+        return False
+    # Rounds are interleaved, so what disturbed the board disturbed both: their ratio may be sure where they are not.
+    ratio = None if record.emulated else paired_ratio(one, other)
+    return ratio is None or ratio[0] <= 1.0 <= ratio[1]
 
 
 def interval(candidate: CandidateRecord, record: BuildRecord) -> tuple[float, float]:
@@ -239,7 +246,8 @@ def _tie_rule(
     boundaries = {candidate.figure("energy_mj", "boundary") for candidate in tied}
     if len(set(energies)) > 1 and math.inf not in energies and len(boundaries) == 1:
         return "lower energy", lambda candidate: _figure(candidate, "energy", record)
-    if len({candidate.bytes for candidate in tied}) > 1:
+    sizes = [_figure(candidate, "size", record) for candidate in tied]
+    if max(sizes) > SIZE_MATTERS * min(sizes):
         return "smaller file", lambda candidate: _figure(candidate, "size", record)
     return f"lower {LABELS[ranked_by]}", lambda candidate: _figure(candidate, ranked_by, record)
 

@@ -43,7 +43,8 @@ def build(sources: Sources, kernels: KernelSet, toolchain: Toolchain, executable
     with tempfile.TemporaryDirectory(prefix="edgesdk-neon-") as name:
         folder = Path(name)
         _write(folder, {**kernel_sources(), **sources.files, **runner})
-        toolchain.compile("model.c", "model.o", (f"-D{kernels.macro}=1", *kernels.flags), folder)
+        flags = (f"-mcpu={kernels.zig_cpu}",) if toolchain.name == "zig" and kernels.zig_cpu else kernels.flags
+        toolchain.compile("model.c", "model.o", (f"-D{kernels.macro}=1", *flags), folder)
         toolchain.run(("-c", "weights.S", "-o", "weights.o"), folder)
         toolchain.link(("model.o", *runner, "weights.o"), "model", folder)
         executable.write_bytes((folder / "model").read_bytes())

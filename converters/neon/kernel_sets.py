@@ -17,7 +17,8 @@ AARCH64, X86 = "aarch64-linux-gnu", "x86_64-linux-gnu"
 class KernelSet:
     """`mr` x `nr` outputs of the int8 tile, `kr` products a step, `nf` columns of the float tile; `flip` is what is
     added to the bits of int8 activations (0x80: stored as unsigned); `isa` are the CPU features that the binary needs,
-    by the names that `/proc/cpuinfo` (x86) or the targets (ARM) use; `flags` of gcc and clang."""
+    by the names that `/proc/cpuinfo` (x86) or the targets (ARM) use; `flags` are those of gcc and clang, `zig_cpu` is
+    what zig wants in their place on ARM."""
 
     name: str
     triple: str
@@ -28,6 +29,7 @@ class KernelSet:
     isa: tuple[str, ...]
     flags: tuple[str, ...]
     flip: int = 0
+    zig_cpu: str = ""
 
     @property
     def macro(self) -> str:
@@ -35,9 +37,12 @@ class KernelSet:
 
 
 KERNEL_SETS = {
-    "base": KernelSet("base", AARCH64, 4, 4, 16, 8, ("neon",), ("-march=armv8-a", "-mtune=cortex-a72")),
+    "base": KernelSet(
+        "base", AARCH64, 4, 4, 16, 8, ("neon",), ("-march=armv8-a", "-mtune=cortex-a72"), zig_cpu="generic"
+    ),
     "dotprod": KernelSet(
-        "dotprod", AARCH64, 8, 12, 4, 8, ("neon", "dotprod"), ("-march=armv8.2-a+dotprod+fp16", "-mtune=neoverse-n1")
+        "dotprod", AARCH64, 8, 12, 4, 8, ("neon", "dotprod"), ("-march=armv8.2-a+dotprod+fp16", "-mtune=neoverse-n1"),
+        zig_cpu="generic+v8_2a+dotprod+fullfp16",
     ),
     "avx2": KernelSet("avx2", X86, 4, 16, 2, 16, ("avx2", "fma"), ("-mavx2", "-mfma")),
     "avx512vnni": KernelSet(

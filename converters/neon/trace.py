@@ -132,7 +132,10 @@ class _Tracer:
             if handler is None:
                 raise UnsupportedOp(f"{node.op} {node.name!r}: not an operator of the NEON build")
             inputs = [self.values.get(name) for name in node.inputs]
-            value = handler(node, inputs)
+            try:
+                value = handler(node, inputs)
+            except (AttributeError, IndexError, TypeError, ValueError):
+                value = None  # too few inputs, attributes of another type: graphs may come from anywhere
             if value is None or len(node.outputs) != 1:
                 raise UnsupportedOp(f"{node.op} {node.name!r}: this use of it is not in the graph contract")
             self.values[node.outputs[0]] = value
@@ -272,6 +275,9 @@ class _Tracer:
 
     def op_matmul(self, node: Operator, inputs: list[Any]) -> Any:
         left, right = inputs
+        ranks = {len(self.graph.shapes[name]) for name in (*node.inputs, *node.outputs)}
+        if len(ranks) > 1:
+            return None
         if isinstance(left, Heads) and isinstance(right, Heads) and (left.order, right.order) == ("rows", "columns"):
             return Scores(left, right)
         if isinstance(left, Scores) and left.normal and isinstance(right, Heads) and right.order == "rows":

@@ -25,8 +25,8 @@ SCHEMES = ("fp32", "w8a8", "w8a8-dynamic")
 LARGEST_FILE = 2**31 - 2**20
 """Offsets of a flatbuffer are signed 32-bit numbers."""
 
-# What reads the file beside LiteRT. tflite-runtime 2.14 knows no per-channel dynamic layers; the version of the operator
-# makes it refuse such a file (with a lower one it would answer nonsense).
+# What reads the file beside LiteRT. tflite-runtime 2.14 knows no per-channel dynamic layers; the version of that
+# operator makes it refuse the file (with a lower one it would answer nonsense).
 STATIC_NOTE = "also tflite-runtime 2.14 on x86"
 DYNAMIC_NOTE = "not tflite-runtime 2.14: it refuses per-channel dynamic layers"
 

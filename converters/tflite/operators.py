@@ -53,8 +53,8 @@ def _reduce(op: str) -> Translator:
     def translate(translation: Translation, node: Operator) -> None:
         rank = len(translation.shape(node.inputs[0]))
         axes = translation.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        if axes is None:
-            raise refuse(node, "its axes are not constant")
+        if axes is None or not rank:
+            raise refuse(node, "its axes are not constant, or it reduces one number")
         inputs = _floats(translation, node, 1)
         inputs.append(translation.integers(*(int(axis) % rank for axis in axes.reshape(-1))))
         keep = bool(node.attributes.get("keepdims", 1))

@@ -25,6 +25,7 @@ SINCE: dict[tuple[str, int], tuple[int, int, int]] = {
     ("BATCH_MATMUL", 1): (2, 3, 0),
     ("DEQUANTIZE", 5): (2, 7, 0),
     ("DIV", 2): (2, 3, 0),
+    ("FULLY_CONNECTED", 9): (2, 3, 0),
     ("FULLY_CONNECTED", 12): (2, 17, 0),
     ("GELU", 1): (2, 9, 0),
     ("QUANTIZE", 1): (1, 14, 0),
@@ -46,7 +47,7 @@ def operator_version(op: str, inputs: Sequence[Operand]) -> int:
             return 1
         if first.type == "INT8":
             return 4
-        return 12 if weight.per_channel else 3
+        return 12 if weight.per_channel else 9
     if op == "DEQUANTIZE":
         return 5 if first.per_channel else 2
     if op == "GATHER":

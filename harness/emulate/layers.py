@@ -179,8 +179,10 @@ def _fill_qemu(root: Path, qemu: str, rootfs: Path, progress: Progress) -> None:
     options = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
     _run(["gcc", *options, "-o", str(plugin), str(source)], "apt-get install gcc libc6-dev")
     counts = root.parent / "counts"
-    command = [qemu, "-plugin", f"{plugin},out={counts}", "-L", str(rootfs), str(rootfs / "bin/true")]
-    checked = subprocess.run(command, capture_output=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+    # Relative to the folder: qemu takes a comma in a path for the next option.
+    option = f"{plugin.relative_to(root.parent)},out={counts.name}"
+    command = [qemu, "-plugin", option, "-L", str(rootfs), str(rootfs / "bin/true")]
+    checked = subprocess.run(command, cwd=root.parent, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60)
     if checked.returncode != 0 or not counts.is_file() or b'"edgecount":"exit"' not in counts.read_bytes():
         plugin.unlink()
         progress("emulated board: this qemu-aarch64 does not load the counting plugin: instructions stay unmeasured")

@@ -83,6 +83,7 @@ def run_child(
         process.returncode = 0  # reaped by wait4; Popen must not wait again
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         raise
     wall = time.monotonic() - start
     cpu = float(usage.ru_utime + usage.ru_stime)

@@ -17,6 +17,7 @@ from typing import Any
 from edgesdk.harness.worker import store, work
 
 FINAL = ("done", "failed")
+STOP_SECONDS = 10.0
 
 
 def job_folder(state: str, identity: str) -> str:
@@ -63,15 +64,15 @@ def look(state: str, identity: str) -> "dict[str, Any]":
 def stop(state: str, identity: str) -> "dict[str, Any]":
     """End a job: its process is told to stop, and kills its child."""
     folder = job_folder(state, identity)
-    for _ in range(50):
-        if not is_alive(folder):
-            break
+    if is_alive(folder):
         try:
             with open(os.path.join(folder, "pid")) as stream:
                 os.kill(int(stream.read()), signal.SIGTERM)
         except (OSError, ValueError):
-            break
-        time.sleep(0.1)
+            pass
+    deadline = time.monotonic() + STOP_SECONDS
+    while is_alive(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return look(state, identity)
 
 
@@ -184,6 +185,7 @@ class _Job:
 
 
 def _on_terminate(number: int, frame: "Any") -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out must not be interrupted again
     raise SystemExit("terminated")
 
 

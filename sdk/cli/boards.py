@@ -40,7 +40,7 @@ def add(
     address: Annotated[str, typer.Argument(help="user@host or user@host:port")],
     target: Annotated[str, typer.Option(help="class of hardware of the board")],
     name: Annotated[str | None, typer.Option(help="name of the board; default: the host's name")] = None,
-    key: Annotated[str | None, typer.Option(help="private key file; default: the SSH agent")] = None,
+    key: Annotated[str | None, typer.Option(help="private key file, e.g. ~/.ssh/edge_ed25519")] = None,
     farm: Farm = FARM,
 ) -> None:
     """Write a board into farm.toml; `edgesdk boards trust` pins its host key next."""

@@ -76,6 +76,8 @@ class PruneNeurons(Stage):
 
     def _width(self, ffn: int) -> int:
         multiple = self.options.multiple
+        if self.options.keep == 1:
+            return ffn
         return min(ffn, max(multiple, round(ffn * self.options.keep / multiple) * multiple))
 
     def _activity(self, package: Package, context: Context) -> dict[str, NDArray[np.float64]]:

@@ -218,7 +218,8 @@ class _Writer:
         value = self.node("Transpose", [value], "embedding.blocks.transposed", perm=[0, 2, 4, 1, 3, 5])
         value = self.node("Reshape", [value, self.integers(-1, width)], "embedding.blocks.rows")
         value = self.linear("embedding.patches", value, "embedding.patches.input", "embedding.patches.output")
-        value = self.node("Reshape", [value, self.integers(-1, side * side, self.spec.hidden)], "embedding.patches.rows")
+        rows = self.integers(-1, side * side, self.spec.hidden)
+        value = self.node("Reshape", [value, rows], "embedding.patches.rows")
         if embedding.cls:
             self.node("Shape", ["pixel_values"], "shape.batch", start=0, end=1)
             self.node("Concat", ["shape.batch", self.integers(1, self.spec.hidden)], "shape.cls", axis=0)

@@ -223,7 +223,7 @@ def around(tile: int, prime: int) -> list[int]:
 
 def shapes(kernels: KernelSet, n_tile: int) -> list[tuple[int, int, int]]:
     """(M, K, N) around the tile; every size of each axis meets several of the others."""
-    ms, ns = around(kernels.mr, 13), around(n_tile, 37)
+    ms, ns = [*around(kernels.mr, 13), kernels.mr + 2, 2 * kernels.mr + 3], around(n_tile, 37)
     ks = [1, 3, 15, 16, 17, 64, 97]
     return [(m, ks[(i * 5 + j * 3) % len(ks)], n) for i, m in enumerate(ms) for j, n in enumerate(ns)]
 

@@ -14,6 +14,9 @@ from sample_graphs import ROWS, Sample, make, sample, sqnr_db
 
 from edgesdk.converters.artifact import Artifact, read_artifact
 from edgesdk.converters.neon import check, convert, read_isa
+from edgesdk.converters.neon.build import build
+from edgesdk.converters.neon.convert import make_plan
+from edgesdk.converters.neon.emit import emit
 from edgesdk.converters.neon.kernel_sets import AARCH64, choose
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.targets import load_target
@@ -232,3 +235,21 @@ def test_count_marks_every_inference(built, tmp_path: Path) -> None:
 def test_check_accepts_what_converts(built) -> None:
     case = built("host", "bert_pooler", "w8a8")
     assert check(case.case.package(), load_target("host")) == []
+
+
+@pytest.mark.parametrize("target", ["host", "raspberry-pi/5"])
+def test_every_compiler_builds_the_same_answers(built, tmp_path: Path, target: str) -> None:
+    """gcc is the second choice behind clang; both must be right."""
+    case = built(target, "vit", "w8a8")
+    kernels = choose(load_target(target))
+    plan = make_plan(case.case.graph, case.case.sequence)
+    sources = emit(plan, kernels, "sample", case.artifact.inputs, case.artifact.outputs)
+    case.write_inputs(tmp_path / "in.bin")
+    compilers = [toolchain for toolchain in find_all(kernels.triple) if toolchain.name != "zig"]
+    for toolchain in compilers:
+        build(sources, kernels, toolchain, tmp_path / "model")
+        words = ["run", "--inputs", str(tmp_path / "in.bin"), "--n", str(ROWS), "--outputs", str(tmp_path / "out.bin")]
+        qemu = ["qemu-aarch64", "-cpu", QEMU_CPU[target]] if target != "host" else []
+        subprocess.run([*qemu, str(tmp_path / "model"), *words], check=True, timeout=60)
+        found = np.fromfile(tmp_path / "out.bin", "<f4").reshape(case.case.expected.shape)
+        assert sqnr_db(case.case.expected, found) >= 40

@@ -40,7 +40,7 @@ def graph(nodes: list[Any], inputs: dict[str, Any], constants: dict[str, Any], s
         ),
         opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
     )
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def compare(
@@ -63,7 +63,7 @@ def compare(
 def _shapeless(data: bytes) -> bytes:
     model = onnx.load_from_string(data)
     model.graph.output[0].type.tensor_type.ClearField("shape")
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def node(op: str, *inputs: str, output: str = "y", **attributes: Any) -> Any:
@@ -231,7 +231,7 @@ def test_grouped_heads_share_their_key_and_value() -> None:
     assert names.count("BATCH_MATMUL") == 2
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], tuple[int, ...], str]] = {
     "no table entry": ([node("Erf", "a")], {"a": floats(2, 3)}, {}, (2, 3), "test.Erf"),
     "softmax axis": ([node("Softmax", "a", axis=0)], {"a": floats(2, 3)}, {}, (2, 3), "test.Softmax"),
     "integers": (

@@ -251,3 +251,49 @@ def wait(session: Session, worker: str, arguments: list[str]) -> dict[str, Any]:
         if status["state"] not in ("starting", "waiting", "running"):
             return status
         time.sleep(0.1)
+
+
+def test_cancelled_harness_stops_the_job(host: Board, target: Target, tmp_path: Path) -> None:
+    """Ctrl-C: the job on the board ends, its child too, and a later call starts anew."""
+    trace = tmp_path / "pid"
+    fault = f"open({str(trace)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    folder = runner_artifact(tmp_path / "a", runner(fault))
+
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith("golden") and trace.exists() and trace.read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(
+            host, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work",
+            progress=interrupt,
+        )
+    assert not Path(f"/proc/{trace.read_text()}").exists()
+    assert not (tmp_path / "work/job.json").exists()
+
+
+def test_pack_with_wrong_bytes_is_refused(host: Board, tmp_path: Path) -> None:
+    """A pack whose members do not have their names' digests leaves nothing behind."""
+    with zipfile.ZipFile(tmp_path / "pack", "w") as members:
+        members.writestr("b" * 64, b"not what the name says")
+    digest = sha256_bytes((tmp_path / "pack").read_bytes())
+    with Session(host) as session:
+        worker = deploy_worker(session)
+        deploy(session, {digest: tmp_path / "pack"})
+        with pytest.raises(BoardError, match="wrong bytes in pack"):
+            ask_worker(
+                session, worker, "start", "--state", ".edgesdk", "--job", IDENTITY, "--spec", "c" * 64, "--pack", digest
+            )
+    assert not (tmp_path / "home/.edgesdk/blobs" / ("b" * 64)).exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [("ENOSPC", "disk-full"), ("EROFS", "read-only"), ("EIO", "board")],
+)
+def test_disk_faults_of_the_worker_have_a_class(number: str, kind: str) -> None:
+    """A full or read-only disk while the job writes is told apart from other faults."""
+    import errno
+
+    from edgesdk.harness.worker.work import failure_of
+
+    assert failure_of(OSError(getattr(errno, number), "x")).kind == kind

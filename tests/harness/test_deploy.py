@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from edgesdk.errors import BoardError
+from edgesdk.errors import BoardError, DiskFull
 from edgesdk.files import sha256_bytes
 from edgesdk.harness.board import Board
-from edgesdk.harness.deploy import deploy, remove
+from edgesdk.harness.deploy import SMALL_BYTES, deploy, remove, write_pack
 from edgesdk.harness.session import Session
 
 
@@ -39,7 +40,6 @@ def test_files_arrive_once(board: Board, tmp_path: Path) -> None:
         assert sorted(listed) == sorted(files)
         mode = session.step(lambda transport: transport.run(["stat", "-c", "%a", f"{board.state}/blobs"], 20)).text
         assert mode.strip() == "700"
-    (tmp_path / "back").unlink(missing_ok=True)
 
 
 def test_part_is_continued(board: Board, tmp_path: Path) -> None:
@@ -73,3 +73,28 @@ def test_state_that_is_a_file_is_an_error(host: Board, tmp_path: Path) -> None:
     (tmp_path / "home/.edgesdk").write_text("")
     with Session(host) as session, pytest.raises(BoardError, match=r"\.edgesdk"):
         deploy(session, {})
+
+
+def test_too_little_space_is_found_before_upload(
+    host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`DiskFull` with both figures, and nothing is written."""
+    monkeypatch.setattr("edgesdk.harness.deploy.SPARE_BYTES", 1 << 60)
+    name, path = blob(tmp_path, b"data")
+    with Session(host) as session, pytest.raises(DiskFull, match=r"MiB free, \d+ MiB needed"):
+        deploy(session, {name: path})
+    assert list((tmp_path / "home/.edgesdk/blobs").iterdir()) == []
+
+
+def test_small_files_travel_in_one_pack(host: Board, tmp_path: Path) -> None:
+    """With a pack, small missing files become one file of the same bytes each time; large ones go by themselves."""
+    small = dict([blob(tmp_path, b"one"), blob(tmp_path, b"two")])
+    large = dict([blob(tmp_path, bytes(SMALL_BYTES + 1))])
+    with Session(host) as session:
+        deploy(session, {**small, **large}, pack=tmp_path / "pack")
+    first = (tmp_path / "pack").read_bytes()
+    write_pack(tmp_path / "again", small)
+    assert (tmp_path / "again").read_bytes() == first
+    assert zipfile.ZipFile(tmp_path / "pack").namelist() == sorted(small)
+    sent = {entry.name for entry in (tmp_path / "home/.edgesdk/blobs").iterdir()}
+    assert sent == {*large, sha256_bytes(first)}

@@ -91,6 +91,7 @@ def test_failed_build_leaves_nothing(monkeypatch: pytest.MonkeyPatch, cache: Pat
     monkeypatch.setattr(emulate, "missing", lambda: [])
     monkeypatch.setattr(emulate, "find", lambda name: "/bin/true")
     monkeypatch.setattr(subprocess, "run", fail)
+    (cache / ".build.killed" / "layer").mkdir(parents=True)
     with pytest.raises(BoardError, match="mmdebstrap failed: .*E: no network"):
         emulate.prepare()
     assert [path.name for path in cache.iterdir()] == ["build.lock"]

@@ -29,10 +29,10 @@ EDGE_INLINE void edge_put_packed(int8_t *packed, int k, int row, int column, vi 
   int8_t bytes[VW];
   vi_store_int8(bytes, value ^ vi_splat(FLIP));
   int8_t *panel = packed + (size_t)(row / MR) * MR * k + (row % MR) * KR;
-  enum { GROUP = VW < KR ? VW : KR };
-  EDGE_UNROLL for (int lane = 0; lane < VW; lane += GROUP) {
+  const int group = (int)VW < (int)KR ? (int)VW : (int)KR;
+  EDGE_UNROLL for (int lane = 0; lane < VW; lane += group) {
     int at = column + lane;
-    memcpy(panel + (size_t)(at / KR) * MR * KR + at % KR, bytes + lane, GROUP);
+    memcpy(panel + (size_t)(at / KR) * MR * KR + at % KR, bytes + lane, (size_t)group);
   }
 }
 

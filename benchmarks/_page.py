@@ -1,0 +1,34 @@
+"""Write docs/benchmarks.md from benchmarks/results/*.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HEAD = """# Benchmarks
+
+Made by `make bench` from `benchmarks/results/*.json`; do not edit. Every figure says how it was obtained. Goals that
+were missed stay here with their value. No ARM milliseconds are claimed: on emulated boards instructions are counted.
+"""
+
+
+def main() -> None:
+    """Generate the page."""
+    parts = [HEAD]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        document = json.loads(path.read_text())
+        versions = ", ".join(f"{name} {number}" for name, number in sorted(document["versions"].items()))
+        parts.append(f"\n## {path.stem}\n\n`{document['command']}` · {document.get('machine', '')} · {versions}\n")
+        parts.append("\n| figure | value | goal | met | provenance |\n| --- | --- | --- | --- | --- |\n")
+        for entry in document["figures"]:
+            interval = f" ({entry['ci95'][0]} … {entry['ci95'][1]})" if entry.get("ci95") else ""
+            value = f"{entry['value']:,}" if isinstance(entry["value"], int) else entry["value"]
+            met = {True: "yes", False: "**missed**", None: ""}[entry["met"]]
+            text = f"{value} {entry['unit']}".strip() + interval
+            parts.append(f"| {entry['figure']} | {text} | {entry['goal'] or ''} | {met} | {entry['provenance']} |\n")
+    (ROOT / "docs" / "benchmarks.md").write_text("".join(parts))
+
+
+if __name__ == "__main__":
+    main()
