@@ -76,7 +76,8 @@ def candidates(result: Build) -> list[dict[str, Any]]:
         share = candidate["artifact"]["bytes"] / baseline["bytes"]
         asked = quantized and candidate["converter"] != "neon" and target == "host"
         goal = "≤ 35 % of the fp32 ONNX" if asked else None
-        entries.append(figure(f"{name}, bytes", candidate["artifact"]["bytes"], "B", goal, share <= 0.35 if asked else None))
+        met = share <= 0.35 if asked else None
+        entries.append(figure(f"{name}, bytes", candidate["artifact"]["bytes"], "B", goal, met))
         accuracy = record.accuracy
         if accuracy is not None and accuracy.baseline is not None:
             lost = 100 * (accuracy.baseline - accuracy.value)
@@ -110,7 +111,8 @@ def agreement(result: Build) -> list[dict[str, Any]]:
     entries = []
     for one, other in itertools.combinations(sorted(labels), 2):
         share = float((labels[one] == labels[other]).mean())
-        entries.append(figure(f"host: int8 {one} and {other} give the same label", 100 * share, "%", "≥ 98", share >= 0.98))
+        name = f"host: int8 {one} and {other} give the same label"
+        entries.append(figure(name, 100 * share, "%", "≥ 98", share >= 0.98))
     return entries
 
 

@@ -23,7 +23,7 @@ from edgesdk.targets import Target
 
 # On an emulated board an evaluation costs what some billions of instructions cost: a sample is enough to see that the
 # artifact is right there, and `n` says how large it was.
-EMULATED_MACS = 1e9
+EMULATED_MACS = 6e8
 EMULATED_ROWS = 16
 
 

@@ -149,9 +149,9 @@ def _expand(entry: Mapping[str, Any], index: int, where: str) -> list[tuple[str,
     values = dict(entry)
     name = values.pop("stage", None)
     if not isinstance(name, str) or name not in STAGES:
-        near = difflib.get_close_matches(str(name), STAGES, 1)
+        near = difflib.get_close_matches(name, STAGES, 1) if isinstance(name, str) else []
         hint = f"did you mean {near[0]}?" if near else "one of " + ", ".join(STAGES)
-        raise ConfigError(f"{at}.stage: unknown stage {reprlib.repr(name)}", hint)
+        raise ConfigError(f"{at}.stage: unknown stage {reprlib.repr(name)[:200]}", hint)
     options_type = STAGES[name].options_type
     searched = [key for key, value in values.items() if isinstance(value, list)]
     _check_size([len(values[key]) for key in searched], at)
@@ -175,4 +175,5 @@ def _config_error(where: str, problem: ValidationError, known: list[str]) -> Con
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else "known keys: " + ", ".join(known)
         return ConfigError(f"{where}: unknown key {key!r}", hint)
-    return ConfigError(f"{where}: {key}: {first['msg']}, found {reprlib.repr(first.get('input'))}")
+    # YAML aliases make a small file a huge value: only its beginning is shown.
+    return ConfigError(f"{where}: {key}: {first['msg']}, found {reprlib.repr(first.get('input'))[:200]}")

@@ -52,7 +52,7 @@ class Candidate:
         self.golden_outputs = os.path.join(folder, *store.safe_parts(golden["outputs"]))
         self.tolerance = golden["tolerance"]
         self.record = {
-            "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "reasons": [],
+            "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "reasons": [], "raw": [],
         }  # type: dict[str, Any]
         os.makedirs(work)
 

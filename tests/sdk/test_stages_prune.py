@@ -111,7 +111,8 @@ def test_keeping_all_changes_nothing(importance: str) -> None:
 @pytest.mark.parametrize(
     ("ffn", "keep", "multiple", "width"),
     [(32, 0.5, 4, 16), (32, 0.5, 1, 16), (32, 0.3, 4, 8), (32, 0.33, 4, 12), (32, 0.01, 4, 4), (32, 0.01, 1, 1),
-     (20, 0.99, 8, 16), (20, 1, 8, 20), (22, 0.99, 8, 22), (6, 0.5, 8, 6), (24, 0.7, 8, 16), (32, 1, 64, 32), (33, 0.5, 16, 16)],
+     (20, 0.99, 8, 16), (20, 1, 8, 20), (22, 0.99, 8, 22), (6, 0.5, 8, 6), (24, 0.7, 8, 16), (32, 1, 64, 32),
+     (33, 0.5, 16, 16)],
 )
 def test_widths_are_rounded_to_multiples(ffn: int, keep: float, multiple: int, width: int) -> None:
     spec = dataclasses.replace(VIT, layers=(Layer(2, 2, 8, ffn),))

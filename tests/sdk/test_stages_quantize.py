@@ -72,7 +72,7 @@ def test_minmax_ranges_are_those_of_numpy(spec: TransformerSpec) -> None:
         assert abs(entry.zero_point - (-128 - low / entry.scale)) <= 0.51, name
 
 
-@pytest.mark.parametrize("percent", [90.0, 99.0, 99.9])
+@pytest.mark.parametrize("percent", [90.3, 99.1, 99.87])  # no share of a whole number of values
 def test_percentile_ranges_are_those_of_numpy(percent: float) -> None:
     package = random_package(BERT)
     inputs = random_inputs(BERT, 40, 7)

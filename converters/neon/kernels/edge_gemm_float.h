@@ -28,7 +28,9 @@ EDGE_INLINE void edge_tile_float(const float *a, size_t stride, const float *b, 
   }
   for (; at + 4 <= k; at += 4, b += 4 * NF) {
     vf row[MF];
-    EDGE_UNROLL for (int i = 0; i < rows; i++) row[i] = vf_load(a + i * stride + at);
+    size_t offset = (size_t)at * sizeof(float);
+    __asm__("" : "+r"(offset)); /* one offset for all rows: else the compiler moves as many pointers */
+    EDGE_UNROLL for (int i = 0; i < rows; i++) row[i] = vf_load((const float *)((const char *)(a + i * stride) + offset));
     EDGE_LANE(0) EDGE_LANE(1) EDGE_LANE(2) EDGE_LANE(3)
   }
 #undef EDGE_LANE
