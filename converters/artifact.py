@@ -160,8 +160,7 @@ def read_artifact(folder: Path) -> Artifact:
         digests = golden["sha256"]
         expected = [(f.path, f.sha256) for f in artifact.files]
         expected += [(artifact.golden.inputs, digests["inputs"]), (artifact.golden.outputs, digests["outputs"])]
-        if not isinstance(artifact.runtime, dict) or not isinstance(artifact.name, str) or artifact.golden.n < 1:
-            raise ValueError("runtime is not a mapping, name is not text, or there are no golden rows")
+        _check_types(artifact)
         sizes = [f.bytes for f in artifact.files]
         sizes += [_block_bytes(artifact.golden.n, tensors) for tensors in (artifact.inputs, artifact.outputs)]
     except (KeyError, TypeError, ValueError, OverflowError) as problem:
@@ -177,6 +176,18 @@ def read_artifact(folder: Path) -> Artifact:
     if artifact.executable is not None and artifact.executable not in {file.path for file in artifact.files}:
         raise ConvertError(f"{folder}/artifact.json: executable {artifact.executable!r} is not one of its files")
     return artifact
+
+
+def _check_types(artifact: Artifact) -> None:
+    """ValueError where a field that is used as it is has another type."""
+    texts = (artifact.name, artifact.converter, artifact.scheme, artifact.target, artifact.package, artifact.work)
+    optional = [text for text in (artifact.length_input, artifact.executable) if text is not None]
+    if not all(isinstance(text, str) for text in (*texts, *optional, *artifact.notes)):
+        raise ValueError("a field that should be text is not")
+    if not isinstance(artifact.runtime, dict) or not isinstance(artifact.segments, list | None):
+        raise ValueError("runtime is not a mapping, or segments is not a list")
+    if min(artifact.golden.n, artifact.bytes, artifact.bytes_with_runtime) < 1:
+        raise ValueError("there are no golden rows, or a size is not positive")
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 
 class Outlined(Protocol):
-    """What `check` may look at."""
+    """What `check` may look at: the graph's operators and shapes, not its weights."""
 
     @property
     def spec(self) -> TransformerSpec: ...
+
+    @property
+    def graph(self) -> bytes: ...
+
+    @property
+    def sequence(self) -> int: ...
 
     @property
     def scheme(self) -> str: ...
@@ -31,8 +37,8 @@ class Outlined(Protocol):
 class Converter(Protocol):
     """Package + Target → Artifact.
 
-    `check` answers in milliseconds, before any training and from spec and scheme alone (a package, or the outline of
-    one that is yet to be made): the reasons why `convert` would not work, empty where it will.
+    `check` answers before any training, for a package or the shadow of one that is yet to be made (its graph with zeros
+    for weights): the reasons why `convert` would not work, empty where it will.
     `convert` writes into an empty temporary folder and ends with `write_artifact`; it raises `ConvertError`.
     """
 

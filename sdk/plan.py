@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from edgesdk.converters import converter
-from edgesdk.errors import EdgeSDKError
+from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, activation_names
+from edgesdk.errors import Unmeasured
 from edgesdk.importing import import_job
 from edgesdk.pipeline import Request, chosen_converters, chosen_recipes, recipe_goals
 from edgesdk.recipe import Recipe, check_recipe, default_recipes
 from edgesdk.select import check_measurable
 from edgesdk.stages import Outline, outline_of
+from edgesdk.stages.quantize_ptq import FLOAT_ACTIVATIONS
 from edgesdk.targets import Target, load_target
+from edgesdk.transformer.graph import write_graph
+from edgesdk.transformer.spec import TokenEmbedding, TransformerSpec
 
 
 def recipes_of(request: Request) -> list[Recipe]:
@@ -34,7 +42,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     reasons = []
     try:
         check_measurable(goals, provenance)
-    except EdgeSDKError as problem:
+    except Unmeasured as problem:
         reasons.append(str(problem))
     job = import_job(request.model, request.data, request.train_data, sequence=request.sequence, seed=request.seed)
     start = outline_of(job.package, job.train is not None)
@@ -42,13 +50,42 @@ def make_plan(request: Request) -> dict[str, Any]:
     for recipe in asked or default_recipes(job.train is not None):
         refused, outline = check_recipe(recipe, start)
         reasons += refused
+        shadow = Shadow.of(outline, job.package.sequence)
         for name in converters:
-            problems = refused or converter(name).check(outline, target)
+            problems = refused or converter(name).check(shadow, target)
             candidates.append(_candidate(recipe, name, outline, job.package.sequence, problems))
     return {
         "format": "edgesdk.plan", "version": 1, "target": target.name, "board": board, "provenance": provenance,
         "model": job.package.name, "candidates": candidates, "reasons": reasons, "notes": list(job.notes),
     }
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A package that is yet to be made, as far as a converter's `check` looks at it: zeros for weights, one row for
+    every table of embeddings."""
+
+    spec: TransformerSpec
+    scheme: str
+    graph: bytes
+    sequence: int
+
+    @staticmethod
+    def of(outline: Outline, sequence: int) -> Shadow:
+        """Write the graph that the outline promises."""
+        spec = outline.spec
+        if isinstance(spec.embedding, TokenEmbedding):
+            spec = dataclasses.replace(spec, embedding=dataclasses.replace(spec.embedding, vocabulary=1))
+        weights = {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}
+        encodings = None
+        if outline.scheme != "fp32":
+            names = activation_names(spec) - set(FLOAT_ACTIVATIONS) if outline.scheme == "w8a8" else ()
+            encodings = Encodings(
+                outline.scheme, "minmax" if names else None, int(bool(names)),
+                {name: ActivationEncoding(1.0, 0) for name in names},
+                {n: WeightEncoding(8, 0, np.ones(len(w), np.float32)) for n, w in weights.items() if w.ndim == 2},
+            )
+        return Shadow(spec, outline.scheme, write_graph(spec, weights, encodings), sequence)
 
 
 def _candidate(recipe: Recipe, name: str, outline: Outline, sequence: int, problems: list[str]) -> dict[str, Any]:

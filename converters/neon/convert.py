@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-from edgesdk.converters.base import golden, input_tensors, output_tensors
+from edgesdk.converters.base import Outlined, golden, input_tensors, output_tensors
 from edgesdk.converters.front import lower
 from edgesdk.converters.neon.build import build
 from edgesdk.converters.neon.emit import Sources, emit
@@ -33,7 +33,7 @@ def make_plan(graph: bytes, sequence: int) -> Plan:
     return fuse(trace(lower(graph, sequence)))
 
 
-def check(package: Package, target: Target) -> list[str]:
+def check(package: Outlined, target: Target) -> list[str]:
     """The reasons why `convert` would fail; empty where it will not."""
     reasons = []
     if package.scheme not in SCHEMES:

@@ -6,11 +6,10 @@ The graph contract (`docs/architecture.md`) is the only thing understood; anythi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgesdk.converters.front import Graph, Linear, Operator
 from edgesdk.converters.neon.plan import (
@@ -29,71 +28,13 @@ from edgesdk.converters.neon.plan import (
     Table,
     Tensor,
 )
+from edgesdk.converters.neon.symbols import Context, Found, Heads, Input, Scores, Weighted, WithClass
 from edgesdk.errors import UnsupportedOp
 
 SPLIT_PERMUTATIONS = {
     (0, 2, 1, 3): "rows", (0, 2, 3, 1): "columns", (0, 2, 3, 1, 4): "rows", (0, 2, 3, 4, 1): "columns",
 }
 MERGE_PERMUTATIONS = {(0, 2, 1, 3), (0, 3, 1, 2, 4)}
-
-
-@dataclass(frozen=True)
-class Input:
-    """A graph input, or a part of the way from it: `ids`, `pixels`, `blocks`, `patches`, and of the mask `mask`,
-    `mask.float`, `mask.padding`, `mask.additive`, `mask.weight`, `mask.count`."""
-
-    stage: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """Rows of a constant picked by the token ids."""
-
-    table: Table
-
-
-@dataclass(frozen=True)
-class WithClass:
-    """Patches behind a class token."""
-
-    cls: NDArray[np.float32]
-    rows: Tensor
-
-
-@dataclass(frozen=True)
-class Heads:
-    """A tensor split into heads: [..., heads, rows, size] (`rows`) or [..., heads, size, rows] (`columns`)."""
-
-    tensor: Tensor
-    heads: int
-    group: int
-    size: int
-    order: str = "split"
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Scores:
-    query: Heads
-    key: Heads
-    masked: bool = False
-    normal: bool = False
-
-
-@dataclass(frozen=True)
-class Context:
-    """Output of attention by head; `merged` once its heads lie behind the rows again."""
-
-    tensor: Tensor
-    merged: bool = False
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """Rows times mask, or (`total`) their sum."""
-
-    rows: Tensor
-    total: bool = False
 
 
 def trace(graph: Graph) -> Plan:

@@ -14,6 +14,7 @@ from edgesdk.errors import ConvertError, UnsupportedOp
 
 if TYPE_CHECKING:
     from edgesdk.converters.artifact import Artifact
+    from edgesdk.converters.base import Outlined
     from edgesdk.package import Package
     from edgesdk.targets import Target
 
@@ -31,7 +32,7 @@ STATIC_NOTE = "also tflite-runtime 2.14 on x86"
 DYNAMIC_NOTE = "not tflite-runtime 2.14: it refuses per-channel dynamic layers"
 
 
-def check(package: Package, target: Target) -> list[str]:
+def check(package: Outlined, target: Target) -> list[str]:
     """Reasons why `convert` would not work; empty where it will."""
     reasons = _missing(package, target)
     if reasons:
@@ -78,7 +79,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
     return write_artifact(folder, artifact, inputs, outputs)
 
 
-def _missing(package: Package, target: Target) -> list[str]:
+def _missing(package: Outlined, target: Target) -> list[str]:
     """What is not there: modules here, a runtime or a scheme on the target."""
     absent = [module for module in ("ai_edge_litert", "flatbuffers", "onnx") if find_spec(module) is None]
     if absent:

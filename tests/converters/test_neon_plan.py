@@ -17,9 +17,9 @@ from edgesdk.converters.front import Encoding, lower
 from edgesdk.converters.neon import check, convert, read_isa, toolchain
 from edgesdk.converters.neon.arena import ALIGNMENT, Life, place
 from edgesdk.converters.neon.convert import make_plan
-from edgesdk.converters.neon.emit import lives
 from edgesdk.converters.neon.fuse import fuse, table_entries
 from edgesdk.converters.neon.kernel_sets import KERNEL_SETS, choose
+from edgesdk.converters.neon.memory import lives
 from edgesdk.converters.neon.packing import pack_a, pack_b, unpack_a
 from edgesdk.converters.neon.plan import (
     Activate,

@@ -137,7 +137,8 @@ def test_file_that_is_no_text_is_refused(write: Any, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["seed: BOMB", "goals: BOMB", "stages: [{stage: BOMB}]", "stages: [{stage: quantize.ptq, scheme: {a: BOMB}}]"]
+    "text",
+    ["seed: BOMB", "goals: BOMB", "stages: [{stage: BOMB}]", "stages: [{stage: quantize.ptq, scheme: {a: BOMB}}]"],
 )
 def test_alias_bomb_makes_a_short_message(write: Any, text: str) -> None:
     bomb = "x"

@@ -1,7 +1,8 @@
 /* Float attention, head by head: scores and softmax for MF queries at a time, so that they stay in the L1 cache. */
 #pragma once
 
-/* exp(x - max) of `count` values in place (padded up to VW with zeros); returns their sum. */
+/* exp(scale (x - max)) of `count` values in place; the rest of the last vector becomes exp(-87), which adds nothing.
+ * Returns their sum. */
 EDGE_INLINE float edge_softmax_row(float *x, int count, float scale) {
   int whole = (count + VW - 1) / VW * VW;
   for (int at = count; at < whole; at++) x[at] = -INFINITY;
@@ -18,10 +19,10 @@ EDGE_INLINE float edge_softmax_row(float *x, int count, float scale) {
 }
 
 typedef struct {
-  const float *q;      /* rows of q_stride floats */
-  float *keys_packed;  /* panels [key_columns / NF][size][NF] */
+  const float *q;       /* rows of q_stride floats */
+  float *keys_packed;   /* panels [key_columns / NF][size][NF] */
   float *values_packed; /* panels [value_columns / NF][keys][NF] */
-  float *scores;       /* [MF][score_stride] */
+  float *scores;        /* [MF][score_stride] */
   float *out;
   int q_stride, out_stride, score_stride, keys, key_columns, value_columns, size;
   float scale;
@@ -63,7 +64,8 @@ EDGE_INLINE void edge_attend(const edge_head *head, int m, const int rows) {
   for (int i = 0; i < rows; i++)
     inverse[i] = 1.0f / edge_softmax_row(head->scores + i * head->score_stride, head->keys, head->scale);
   for (int n = 0; n < head->value_columns; n += NF) {
-    edge_tile_float(head->scores, head->score_stride, head->values_packed + (size_t)n * head->keys, head->keys, rows, acc);
+    const float *panel = head->values_packed + (size_t)n * head->keys;
+    edge_tile_float(head->scores, head->score_stride, panel, head->keys, rows, acc);
     EDGE_UNROLL for (int j = 0; j < FV; j++) {
       int left = head->size - n - j * VW;
       if (left <= 0) break;
@@ -76,9 +78,9 @@ EDGE_INLINE void edge_attend(const edge_head *head, int m, const int rows) {
 
 /* out[:, h * size ...] = softmax(q k^T * scale) v for each head h. q, k, v: rows of their strides; query head h uses
  * key/value head h / group; only the first `keys` rows are attended to. */
-EDGE_KERNEL void edge_attention(const float *q, int q_stride, const float *k, int k_stride, const float *v, int v_stride,
-                                int queries, int keys, int heads, int group, int size, float scale, float *out,
-                                int out_stride, float *scratch) {
+EDGE_KERNEL void edge_attention(const float *q, int q_stride, const float *k, int k_stride, const float *v,
+                                int v_stride, int queries, int keys, int heads, int group, int size, float scale,
+                                float *out, int out_stride, float *scratch) {
   edge_head head = {.q_stride = q_stride, .out_stride = out_stride, .keys = keys, .size = size, .scale = scale};
   head.key_columns = (keys + NF - 1) / NF * NF;
   head.value_columns = (size + NF - 1) / NF * NF;

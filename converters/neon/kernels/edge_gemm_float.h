@@ -30,7 +30,8 @@ EDGE_INLINE void edge_tile_float(const float *a, size_t stride, const float *b, 
     vf row[MF];
     size_t offset = (size_t)at * sizeof(float);
     __asm__("" : "+r"(offset)); /* one offset for all rows: else the compiler moves as many pointers */
-    EDGE_UNROLL for (int i = 0; i < rows; i++) row[i] = vf_load((const float *)((const char *)(a + i * stride) + offset));
+    EDGE_UNROLL for (int i = 0; i < rows; i++)
+      row[i] = vf_load((const float *)((const char *)(a + i * stride) + offset));
     EDGE_LANE(0) EDGE_LANE(1) EDGE_LANE(2) EDGE_LANE(3)
   }
 #undef EDGE_LANE
@@ -53,8 +54,8 @@ typedef struct {
 } edge_float;
 
 /* out [rows, out_stride] = x W + bias (+ residual) */
-EDGE_INLINE void edge_tile_linear(const edge_float *layer, const float *x, int stride, const float *residual, float *out,
-                                  int out_stride, int m, int n, const int rows) {
+EDGE_INLINE void edge_tile_linear(const edge_float *layer, const float *x, int stride, const float *residual,
+                                  float *out, int out_stride, int m, int n, const int rows) {
   vf acc[MF][FV];
   edge_tile_float(x + (size_t)m * stride, stride, layer->weights + (size_t)n * layer->k, layer->k, rows, acc);
   EDGE_UNROLL for (int j = 0; j < FV; j++) {

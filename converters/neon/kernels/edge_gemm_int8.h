@@ -2,8 +2,8 @@
  *
  * Layouts. packed_a: panels of MR rows, each [k / KR][MR][KR]; k is padded to 16 (padding meets zero weights, so its
  * content does not matter). packed_b: panels of NR columns, each [k / KR][NR][KR]. row_major floats have rows of
- * `stride` (a multiple of 16) floats; all buffers hold whole tiles of rows, so a tile may be stored without a row check.
- * The rows and columns of padding may hold anything, NaN too. */
+ * `stride` (a multiple of 16) floats; all buffers hold whole tiles of rows, so a tile may be read or stored without a
+ * row check. The rows and columns of padding may hold anything, NaN too. */
 #pragma once
 
 enum { NV = NR / VW };
@@ -51,8 +51,8 @@ EDGE_INLINE void edge_products(const edge_int8 *layer, const int8_t *x, int m, i
 }
 
 /* out [rows, stride] = dequantize(requantize(x W + bias)) (+ residual). */
-EDGE_INLINE void edge_tile_to_float(const edge_int8 *layer, const int8_t *x, const float *residual, float *out, int stride,
-                                    int m, int n, const int rows) {
+EDGE_INLINE void edge_tile_to_float(const edge_int8 *layer, const int8_t *x, const float *residual, float *out,
+                                    int stride, int m, int n, const int rows) {
   vi acc[MR][NV];
   edge_products(layer, x, m, n, rows, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
@@ -72,8 +72,8 @@ EDGE_INLINE void edge_tile_to_float(const edge_int8 *layer, const int8_t *x, con
   }
 }
 
-EDGE_KERNEL void edge_int8_to_float(const edge_int8 *layer, const int8_t *x, int rows, const float *residual, float *out,
-                                    int stride) {
+EDGE_KERNEL void edge_int8_to_float(const edge_int8 *layer, const int8_t *x, int rows, const float *residual,
+                                    float *out, int stride) {
   EDGE_FOR_TILES(edge_tile_to_float, layer, x, residual, out, stride)
 }
 
@@ -98,10 +98,11 @@ EDGE_KERNEL void edge_int8_to_packed(const edge_int8 *layer, const int8_t *x, in
   EDGE_FOR_TILES(edge_tile_to_packed, layer, x, out, k)
 }
 
-/* out [rows, stride] = s_row * s_w * (x - zero_row) W + bias (+ residual); scales and zero points of rows in `row_scale`
- * and `row_zero` (with 128 added if FLIP). */
-EDGE_INLINE void edge_tile_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale, const int32_t *row_zero,
-                                   const float *residual, float *out, int stride, int m, int n, const int rows) {
+/* out [rows, stride] = s_row * s_w * (x - zero_row) W + bias (+ residual); scales and zero points of rows in
+ * `row_scale` and `row_zero` (with 128 added if FLIP). */
+EDGE_INLINE void edge_tile_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale,
+                                   const int32_t *row_zero, const float *residual, float *out, int stride, int m, int n,
+                                   const int rows) {
   vi acc[MR][NV];
   edge_products(layer, x, m, n, rows, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
@@ -120,13 +121,14 @@ EDGE_INLINE void edge_tile_dynamic(const edge_int8 *layer, const int8_t *x, cons
   }
 }
 
-EDGE_KERNEL void edge_int8_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale, const int32_t *row_zero,
-                                   int rows, const float *residual, float *out, int stride) {
+EDGE_KERNEL void edge_int8_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale,
+                                   const int32_t *row_zero, int rows, const float *residual, float *out, int stride) {
   EDGE_FOR_TILES(edge_tile_dynamic, layer, x, row_scale, row_zero, residual, out, stride)
 }
 
 /* Static quantization of float rows into packed_a: clamp(round(x * inverse) + zero). */
-EDGE_KERNEL void edge_quantize(const float *x, int stride, int rows, int columns, float inverse, float zero, int8_t *out, int k) {
+EDGE_KERNEL void edge_quantize(const float *x, int stride, int rows, int columns, float inverse, float zero,
+                               int8_t *out, int k) {
   for (int row = 0; row < rows; row++, x += stride)
     for (int column = 0; column < columns; column += VW) {
       vf value = vf_round(vf_load(x + column) * vf_splat(inverse)) + vf_splat(zero);
@@ -135,8 +137,8 @@ EDGE_KERNEL void edge_quantize(const float *x, int stride, int rows, int columns
 }
 
 /* Dynamic quantization, one scale and zero point for each row, whose range is made to hold 0. */
-EDGE_KERNEL void edge_quantize_rows(const float *x, int stride, int rows, int columns, float *row_scale, int32_t *row_zero,
-                                    int8_t *out, int k) {
+EDGE_KERNEL void edge_quantize_rows(const float *x, int stride, int rows, int columns, float *row_scale,
+                                    int32_t *row_zero, int8_t *out, int k) {
   for (int row = 0; row < rows; row++, x += stride) {
     vf low = vf_splat(0.0f);
     vf high = vf_splat(0.0f);

@@ -225,8 +225,8 @@ static void bench(const options *o, int64_t cold_load) {
     int64_t after = now();
     append(&warm, &warmed, after - before);
     elapsed = after - start;
-    if (warmed >= (size_t)o->warmup_iterations && elapsed >= o->warmup_seconds * 1e9 && (steady = is_steady(warm, warmed)))
-      break;
+    if (warmed >= (size_t)o->warmup_iterations && elapsed >= o->warmup_seconds * 1e9) steady = is_steady(warm, warmed);
+    if (steady) break;
     if (elapsed >= o->max_warmup_seconds * 1e9) break;
   }
   size_t recent = warmed < 2 * BLOCK ? warmed : 2 * BLOCK;
@@ -242,9 +242,9 @@ static void bench(const options *o, int64_t cold_load) {
   }
   cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu;
   write_file(o->samples, samples, count * sizeof *samples);
-  printf("{\"format\":\"edgesdk.round\",\"version\":1,\"count\":%zu,\"batch\":%ld,\"p50_ns\":%.0f,\"cold_load_ns\":%lld,"
-         "\"first_inference_ns\":%lld,\"warmup\":{\"iterations\":%zu,\"seconds\":%.6f},\"steady\":%s,"
-         "\"peak_rss_bytes\":%ld,\"cpu_ns\":%lld}\n",
+  printf("{\"format\":\"edgesdk.round\",\"version\":1,\"count\":%zu,\"batch\":%ld,\"p50_ns\":%.0f,"
+         "\"cold_load_ns\":%lld,\"first_inference_ns\":%lld,\"warmup\":{\"iterations\":%zu,\"seconds\":%.6f},"
+         "\"steady\":%s,\"peak_rss_bytes\":%ld,\"cpu_ns\":%lld}\n",
          count, batch, median(samples, count) / (double)batch, (long long)cold_load, (long long)warm[0], warmed,
          (double)elapsed * 1e-9, steady ? "true" : "false", peak_rss_bytes(), (long long)cpu);
 }

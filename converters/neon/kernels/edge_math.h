@@ -27,7 +27,9 @@ EDGE_INLINE vf edge_erf(vf x) {
   return vf_copysign(value, x);
 }
 
-EDGE_INLINE vf edge_gelu_of(vf x) { return vf_splat(0.5f) * x * (vf_splat(1.0f) + edge_erf(x * vf_splat(0.70710678f))); }
+EDGE_INLINE vf edge_gelu_of(vf x) {
+  return vf_splat(0.5f) * x * (vf_splat(1.0f) + edge_erf(x * vf_splat(0.70710678f)));
+}
 
 /* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
 EDGE_INLINE vf edge_gelu_tanh_of(vf x) {

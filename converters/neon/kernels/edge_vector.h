@@ -31,7 +31,9 @@ EDGE_INLINE float vf_hmax(vf a) { return vmaxvq_f32(a); }
 EDGE_INLINE float vf_hmin(vf a) { return vminvq_f32(a); }
 EDGE_INLINE vi vi_load(const int32_t *p) { return vld1q_s32(p); }
 EDGE_INLINE vi vi_splat(int32_t x) { return vdupq_n_s32(x); }
-EDGE_INLINE vf vf_scale2(vf p, vi n) { return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(n, 23))); }
+EDGE_INLINE vf vf_scale2(vf p, vi n) {
+  return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(n, 23)));
+}
 EDGE_INLINE vf vf_from_int8(const int8_t *p) {
   int32_t word;
   memcpy(&word, p, 4);

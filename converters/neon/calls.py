@@ -1,0 +1,202 @@
+"""Steps → C statements: each step is one call of a kernel with constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesdk.converters.neon.kernel_sets import KernelSet
+from edgesdk.converters.neon.layers import dynamic_layer, float_layer, static_layer, w8_layer
+from edgesdk.converters.neon.memory import stride
+from edgesdk.converters.neon.packing import ROWS, round_up
+from edgesdk.converters.neon.plan import (
+    Activate,
+    Attend,
+    Dense,
+    DenseDynamic,
+    DenseStatic,
+    Embed,
+    Features,
+    Lookup,
+    Normalize,
+    Patches,
+    Pool,
+    Positions,
+    Quantize,
+    QuantizeRows,
+    Step,
+    Sum,
+    Table,
+    Tensor,
+)
+
+
+class Weights:
+    """One block of constants at offsets that are multiples of 64; equal arrays are stored once."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.offsets: dict[bytes, int] = {}
+
+    def add(self, array: NDArray[np.generic]) -> int:
+        content = np.ascontiguousarray(array).tobytes()
+        if content not in self.offsets:
+            self.data += bytes(-len(self.data) % 64)
+            self.offsets[content] = len(self.data)
+            self.data += content
+        return self.offsets[content]
+
+
+class Calls:
+    """Writes calls for buffers at `offsets` of the arena; collects their `weights` and the `declarations` of layers."""
+
+    def __init__(self, kernels: KernelSet, offsets: Mapping[str, int]) -> None:
+        self.kernels, self.offsets, self.weights = kernels, offsets, Weights()
+        self.declarations: list[str] = []
+
+    def at(self, name: str, kind: str) -> str:
+        return f"({kind} *)(arena + {self.offsets[name]})"
+
+    def floats(self, tensor: Tensor) -> str:
+        return self.at(tensor.name, "float")
+
+    def bytes(self, tensor: Tensor) -> str:
+        return self.at(tensor.name, "int8_t")
+
+    def weight(self, array: NDArray[np.generic], kind: str) -> str:
+        return f"(const {kind} *)(edge_weights + {self.weights.add(array)})"
+
+    def table(self, table: Table) -> str:
+        if table.scale is None:
+            return f"{self.weight(table.values.astype(np.float32), 'float')}, NULL"
+        return f"{self.weight(table.values, 'int8_t')}, {self.weight(table.scale.astype(np.float32), 'float')}"
+
+    def declare(self, kind: str, fields: Sequence[str]) -> str:
+        name = f"layer{len(self.declarations)}"
+        self.declarations.append(f"static const {kind} {name} = {{{', '.join(fields)}}};")
+        return f"&{name}"
+
+    def residual(self, step: Dense) -> str:
+        return self.floats(step.residual) if step.residual is not None else "NULL"
+
+    def call(self, step: Step) -> str:
+        """The C statement of a step."""
+        result, rows = step.result, _rows(step.result)
+        match step:
+            case Embed():
+                tables = f"{self.table(step.tokens)}, {self.table(step.positions)}"
+                return f"edge_embed(ids, {rows}, {result.columns}, {tables}, {self.floats(result)}, {stride(result)});"
+            case Patches():
+                return (
+                    f"edge_patches(inputs[0], {step.channels}, {step.size}, {step.patch}, {self.floats(result)}, "
+                    f"{stride(result)});"
+                )
+            case Features():
+                return (
+                    f"edge_copy(inputs[0], {result.columns}, {rows}, {result.columns}, {self.floats(result)}, "
+                    f"{stride(result)});"
+                )
+            case Positions():
+                cls = "NULL" if step.cls is None else self.weight(step.cls, "float")
+                return (
+                    f"edge_add_positions({self.floats(step.source)}, {step.source.rows}, {result.columns}, "
+                    f"{stride(result)}, {cls}, {self.table(step.positions)}, {self.floats(result)});"
+                )
+            case Dense():
+                return self.dense(step)
+            case Quantize():
+                inverse = float(np.float32(1.0 / step.encoding.scale))
+                return (
+                    f"edge_quantize({self.floats(step.source)}, {stride(step.source)}, {rows}, {result.columns}, "
+                    f"{_float(inverse)}, {step.encoding.zero_point}, {self.bytes(result)}, {stride(result)});"
+                )
+            case QuantizeRows():
+                return (
+                    f"edge_quantize_rows({self.floats(step.source)}, {stride(step.source)}, {rows}, {result.columns}, "
+                    f"{self.scales(step.scales)}, {self.bytes(result)}, {stride(result)});"
+                )
+            case Lookup():
+                entries = np.empty(256, np.uint8)
+                index = np.arange(-128, 128).astype(np.int8).view(np.uint8) ^ np.uint8(self.kernels.flip)
+                entries[index] = step.entries.view(np.uint8) ^ np.uint8(self.kernels.flip)
+                count = f"({rows} + {ROWS - 1}) / {ROWS} * {ROWS * stride(result)}"
+                return f"edge_table({self.bytes(result)}, {count}, {self.weight(entries, 'uint8_t')});"
+            case Normalize():
+                return (
+                    f"edge_layernorm({self.floats(step.source)}, {rows}, {result.columns}, {stride(result)}, "
+                    f"{self.weight(step.weight, 'float')}, {self.weight(step.bias, 'float')}, {_float(step.epsilon)}, "
+                    f"{self.floats(result)});"
+                )
+            case Sum():
+                return (
+                    f"edge_add({self.floats(step.left)}, {self.floats(step.right)}, {rows}, {stride(result)}, "
+                    f"{self.floats(result)});"
+                )
+            case Activate():
+                source = self.floats(step.source)
+                return f"edge_{step.kind}({source}, {rows}, {stride(result)}, {self.floats(result)});"
+            case Attend():
+                return self.attend(step)
+            case Pool():
+                source = self.floats(step.source)
+                if step.kind == "cls":
+                    target = f"{self.floats(result)}, {stride(result)}"
+                    return f"edge_copy({source}, {stride(result)}, 1, {result.columns}, {target});"
+                length = "length" if step.source.tokens else str(step.source.rows)
+                return f"edge_mean({source}, {length}, {result.columns}, {stride(result)}, {self.floats(result)});"
+            case _:
+                raise AssertionError(f"no code for {type(step).__name__}")
+
+    def dense(self, step: Dense) -> str:
+        result, rows, source = step.result, _rows(step.result), step.source
+        if isinstance(step, DenseStatic):
+            layer = self.declare("edge_int8", static_layer(step, self.kernels, self.weight))
+            operands = f"{layer}, {self.bytes(source)}, {rows}"
+            if result.layout == "packed_a":
+                return f"edge_int8_to_packed({operands}, {self.bytes(result)}, {stride(result)});"
+            target = f"{self.floats(result)}, {stride(result)}"
+            return f"edge_int8_to_float({operands}, {self.residual(step)}, {target});"
+        if isinstance(step, DenseDynamic):
+            assert step.scales is not None
+            layer = self.declare("edge_int8", dynamic_layer(step, self.kernels, self.weight))
+            return (
+                f"edge_int8_dynamic({layer}, {self.bytes(source)}, {self.scales(step.scales)}, {rows}, "
+                f"{self.residual(step)}, {self.floats(result)}, {stride(result)});"
+            )
+        if step.linears[0].form == "w8":
+            arguments = ", ".join(w8_layer(step, self.weight))
+            return (
+                f"edge_w8_linear({arguments}, {self.floats(source)}, {stride(source)}, {rows}, {self.floats(result)}, "
+                f"{stride(result)});"
+            )
+        layer = self.declare("edge_float", float_layer(step, self.kernels, self.weight))
+        return (
+            f"edge_float_linear({layer}, {self.floats(source)}, {stride(source)}, {rows}, {self.residual(step)}, "
+            f"{self.floats(result)}, {stride(result)});"
+        )
+
+    def scales(self, tensor: Tensor) -> str:
+        middle = self.offsets[tensor.name] + 4 * round_up(tensor.rows, ROWS)
+        return f"{self.floats(tensor)}, (int32_t *)(arena + {middle})"
+
+    def attend(self, step: Attend) -> str:
+        parts = (step.query, step.key, step.value)
+        pointers = [f"{self.floats(tensor)} + {start}" for tensor, start in zip(parts, step.starts, strict=True)]
+        keys = "length" if step.key.tokens else str(step.key.rows)
+        scratch = self.at(f"{step.result.name}.scratch", "float")
+        return (
+            f"edge_attention({', '.join(f'{p}, {stride(t)}' for p, t in zip(pointers, parts, strict=True))}, "
+            f"{_rows(step.result)}, {keys}, {step.heads}, {step.group}, {step.size}, {_float(step.scale)}, "
+            f"{self.floats(step.result)}, {stride(step.result)}, {scratch});"
+        )
+
+
+def _rows(tensor: Tensor) -> str:
+    return "tokens" if tensor.tokens else str(tensor.rows)
+
+
+def _float(value: float) -> str:
+    """A C float constant of exactly this float32."""
+    return f"{float(np.float32(value)).hex()}f"

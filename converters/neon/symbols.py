@@ -1,0 +1,69 @@
+"""What a tensor of the graph can be, besides an array or a `Tensor` of the plan: the symbolic values of `trace.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesdk.converters.neon.plan import Table, Tensor
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input, or a part of the way from it: `ids`, `pixels`, `blocks`, `patches`, and of the mask `mask`,
+    `mask.float`, `mask.padding`, `mask.additive`, `mask.weight`, `mask.count`."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows of a constant picked by the token ids."""
+
+    table: Table
+
+
+@dataclass(frozen=True)
+class WithClass:
+    """Patches behind a class token."""
+
+    cls: NDArray[np.float32]
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A tensor split into heads: [..., heads, rows, size] (`rows`) or [..., heads, size, rows] (`columns`)."""
+
+    tensor: Tensor
+    heads: int
+    group: int
+    size: int
+    order: str = "split"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    query: Heads
+    key: Heads
+    masked: bool = False
+    normal: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """Output of attention by head; `merged` once its heads lie behind the rows again."""
+
+    tensor: Tensor
+    merged: bool = False
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Rows times mask, or (`total`) their sum."""
+
+    rows: Tensor
+    total: bool = False
