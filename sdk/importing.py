@@ -18,7 +18,7 @@ from edgesdk.errors import ConfigError, ModelError
 from edgesdk.evaluate import evaluate_package, golden_outputs
 from edgesdk.package import Baseline, Package, Samples, read_package
 from edgesdk.stages import Context, Progress
-from edgesdk.transformer.spec import TransformerSpec
+from edgesdk.transformer.spec import PatchEmbedding, TransformerSpec
 from edgesdk.verify import verify
 
 GOLDEN_ROWS = 32
@@ -134,14 +134,23 @@ class _Source:
     def load(self, data: str | Dataset, like: Dataset | None = None) -> Dataset:
         """Data for this model, checked against its spec; training data is made `like` the evaluation data: the same
         sequence, the same numbers for the same label names."""
-        if isinstance(data, Dataset):
-            return check_dataset(data, self.spec, task=self.task)
-        sequence = self.sequence or (self.existing.sequence if self.existing else None)
+        asked = self.sequence if like is None else _sequence(self.spec, like.inputs)
         labels = list(self.labels) if self.labels else None
-        if like is not None:
-            sequence = _sequence(self.spec, like.inputs)
-            labels = list(like.label_names) if like.label_names else labels
-        return load_data(data, self.spec, sequence=sequence, tokenizer=self.tokenizer, labels=labels, task=self.task)
+        if like is not None and like.label_names:
+            labels = list(like.label_names)
+        if isinstance(data, Dataset):
+            loaded = check_dataset(data, self.spec, task=self.task)
+        else:
+            sequence = asked or (self.existing.sequence if self.existing else None)
+            loaded = load_data(
+                data, self.spec, sequence=sequence, tokenizer=self.tokenizer, labels=labels, task=self.task
+            )
+        found = _sequence(self.spec, loaded.inputs)
+        if asked is not None and found != asked and not isinstance(self.spec.embedding, PatchEmbedding):
+            raise ConfigError(
+                f"{loaded.name}: rows of {found} tokens, expected {asked}", "make all data of one length"
+            )
+        return loaded
 
     def package(self, evaluation: Dataset, calibration: Dataset) -> Package:
         """The fp32 baseline package with samples of this data, verified."""

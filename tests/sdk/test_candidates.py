@@ -111,11 +111,10 @@ def test_sample_is_rows_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates_module, "EMULATED_MACS", 1.0)
     sample = evaluation_sample(data, package, emulated=True, seed=3)
     assert sample.labels is not None
-    pairs = {(pixels.tobytes(), int(label)) for pixels, label in zip(data.inputs["pixel_values"], data.labels, strict=True)}
-    chosen = {
-        (pixels.tobytes(), int(label))
-        for pixels, label in zip(sample.inputs["pixel_values"], sample.labels, strict=True)
-    }
+    pairs, chosen = (
+        {(pixels.tobytes(), int(label)) for pixels, label in zip(part.inputs["pixel_values"], part.labels, strict=True)}
+        for part in (data, sample)
+    )
     assert len(chosen) == EMULATED_ROWS
     assert chosen <= pairs
 

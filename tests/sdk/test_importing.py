@@ -17,8 +17,9 @@ from edgesdk.importing import CALIBRATION_ROWS, GOLDEN_ROWS, import_job
 from edgesdk.package import Package, content_digest, read_package, write_package
 from edgesdk.stages.base import silent
 from edgesdk.testing.converters import sample_package
-from edgesdk.testing.models import BERT, BERT_MEAN, SPECS, VIT, random_dataset, random_package
+from edgesdk.testing.models import BERT, BERT_MEAN, FEATURES, SPECS, VIT, random_dataset, random_package
 from edgesdk.transformer.module import build
+from edgesdk.transformer.spec import TransformerSpec
 from edgesdk.verify import verify
 
 
@@ -101,7 +102,7 @@ def test_quantized_package_is_refused(tmp_path: Path) -> None:
 def test_demo_is_the_default() -> None:
     job = import_job(None, None, None)
     assert job.package.name == read_package(demo.package_path()).name
-    assert len(job.evaluation) == 360
+    assert job.evaluation.digest == demo.test_data().digest
     assert job.train is not None
     assert job.package.baseline.accuracy is not None
     assert job.package.baseline.accuracy > 0.95
@@ -151,14 +152,30 @@ def test_what_is_no_model_is_refused(model: Any) -> None:
         import_job(model, random_dataset(VIT, 12), None)
 
 
-def test_training_data_of_another_sequence_is_refused_or_fitted() -> None:
+def _cut(data: Dataset, sequence: int) -> Dataset:
+    return dataclasses.replace(data, inputs={name: value[:, :sequence] for name, value in data.inputs.items()})
+
+
+@pytest.mark.parametrize(
+    "spec", [BERT, dataclasses.replace(FEATURES, pooling="mean", classes=3)], ids=["tokens", "features"]
+)
+def test_data_of_two_lengths_is_refused(spec: TransformerSpec) -> None:
     """Samples of one package have one sequence: mixed ones must not become a broken package."""
-    package = random_package(BERT)
-    long = random_dataset(BERT, 30, seed=50)
-    short = Dataset({name: value[:, :5] for name, value in random_dataset(BERT, 20).inputs.items()}, np.zeros(20, int))
-    try:
-        job = import_job(_module(package), short, long)
-    except ConfigError:
-        return
+    model, data = _module(random_package(spec)), random_dataset(spec, 20)
+    with pytest.raises(ConfigError, match="rows of 8 tokens, expected 5"):
+        import_job(model, _cut(data, 5), data)
+    with pytest.raises(ConfigError, match="rows of 8 tokens, expected 6"):
+        import_job(model, data, None, sequence=6)
+    assert import_job(model, _cut(data, 5), _cut(data, 5)).package.sequence == 5
+
+
+def test_array_files_are_fitted_to_the_sequence(tmp_path: Path) -> None:
+    data, train = random_dataset(BERT, 20), _cut(random_dataset(BERT, 30, seed=50), 5)
+    for name, part in (("data", data), ("train", train)):
+        assert part.labels is not None
+        np.savez(tmp_path / f"{name}.npz", labels=part.labels, **part.inputs)
+    model = _module(random_package(BERT))
+    job = import_job(model, str(tmp_path / "data.npz"), str(tmp_path / "train.npz"), sequence=10)
+    assert job.package.sequence == 10
     lengths = {part.inputs["input_ids"].shape[1] for part in (job.evaluation, job.validation, job.calibration)}
-    assert lengths == {job.package.sequence}
+    assert lengths == {10}
