@@ -162,10 +162,7 @@ def _infer_shapes(
     folded.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     whole = helper.make_model(folded, opset_imports=model.opset_import, ir_version=model.ir_version)
     try:
-        try:
         inferred = onnx.shape_inference.infer_shapes(whole, strict_mode=True, data_prop=True).graph
-    except onnx.shape_inference.InferenceError as problem:
-        raise UnsupportedOp(f"the graph's shapes contradict one another: {problem}") from problem
     except (onnx.shape_inference.InferenceError, ValueError) as problem:
         raise UnsupportedOp(f"the shapes of the graph cannot be inferred: {problem}") from problem
     shapes.update({name: tuple(value.shape) for name, value in constants.items()})

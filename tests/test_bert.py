@@ -1,4 +1,4 @@
-"""A BERT-like encoder of `transformers` goes through the whole build on this machine and on an emulated Raspberry Pi."""
+"""A BERT-like encoder of `transformers` goes through the whole build, on this machine and on an emulated board."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def plan(
     document = make_plan(request)
     if json:
         print_json(document)
-        return 0
+        return 2 if document["reasons"] else 0
     say(f"target {document['target']}, board {document['board']} ({document['provenance']})")
     rows = [
         (c["name"], c["scheme"], c["bytes"]["value"], c["macs"]["value"], "; ".join(c["reasons"]) or "would run")

@@ -25,6 +25,7 @@ from edgesdk.converters.neon.packing import (
     unpack_a,
 )
 from edgesdk.converters.neon.toolchain import find_all
+from edgesdk.testing.needs import need
 
 DRIVER = r"""
 #include "edge_kernels.h"
@@ -184,10 +185,8 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The driver, compiled for one kernel set."""
     kernels = KERNEL_SETS[request.param]
     toolchains = find_all(kernels.triple)
-    if not toolchains:
-        pytest.skip(f"no C compiler for {kernels.triple}")
-    if kernels.triple == AARCH64 and shutil.which("qemu-aarch64") is None:
-        pytest.skip("no qemu-aarch64 to run ARM code")
+    need(bool(toolchains), f"no C compiler for {kernels.triple}")
+    need(kernels.triple != AARCH64 or shutil.which("qemu-aarch64") is not None, "no qemu-aarch64 to run ARM code")
     if kernels.triple != AARCH64 and not set(kernels.isa) <= host_features():
         pytest.skip(f"this CPU lacks {kernels.isa}")
     folder = tmp_path_factory.mktemp(kernels.name)

@@ -20,6 +20,7 @@ from edgesdk.converters.neon.emit import emit
 from edgesdk.converters.neon.kernel_sets import AARCH64, choose
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.targets import load_target
+from edgesdk.testing.needs import need
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
 QEMU_CPU = {"raspberry-pi/4": "cortex-a72", "raspberry-pi/5": "cortex-a76"}
@@ -77,10 +78,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> functools._lru_cache_wrap
     @functools.cache
     def build(target: str, kind: str, scheme: str) -> Built:
         kernels = choose(load_target(target))
-        if not find_all(kernels.triple):
-            pytest.skip(f"no C compiler for {kernels.triple}")
-        if kernels.triple == AARCH64 and shutil.which("qemu-aarch64") is None:
-            pytest.skip("no qemu-aarch64 to run ARM code")
+        need(bool(find_all(kernels.triple)), f"no C compiler for {kernels.triple}")
+        need(kernels.triple != AARCH64 or shutil.which("qemu-aarch64") is not None, "no qemu-aarch64 to run ARM code")
         return Built(target, sample_of(kind, scheme), tmp_path_factory.mktemp("artifact"))
 
     return build

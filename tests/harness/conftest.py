@@ -12,6 +12,7 @@ import pytest
 from edgesdk.harness.board import Board
 from edgesdk.harness.farm import HOST
 from edgesdk.targets.target import Target, load_target
+from edgesdk.testing.needs import need
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -35,8 +36,7 @@ def target() -> Target:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One sshd for the session; its users' shell prints noise at login."""
-    if SSHD is None:
-        pytest.skip("needs sshd: apt install openssh-server")
+    need(SSHD is not None, "no sshd here")
     folder = tmp_path_factory.mktemp("sshd")
     with run_sshd(folder / "sshd", folder / "home") as running:
         (folder / "home" / ".bashrc").write_text("echo 'Welcome to the board!'; echo 'motd' >&2\n")

@@ -229,7 +229,8 @@ def test_refuses_other_keys_forwarding_and_passwords(board: Board, client: param
 
 
 def test_python_and_onnxruntime(client: paramiko.SSHClient) -> None:
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     weight = np.arange(12, dtype=np.float32).reshape(4, 3)
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -268,8 +269,9 @@ def test_litert(client: paramiko.SSHClient) -> None:
 
 def _tflite_doubling() -> bytes:
     """A model of one operator: float32 [1, 4] added to itself."""
-    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
-    flatbuffers = pytest.importorskip("flatbuffers")
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
     tensors = []
     for name in (b"x", b"y"):
         tensor = schema.TensorT()

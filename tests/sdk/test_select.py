@@ -1,5 +1,6 @@
 """Selection: each rule of `edgesdk.select` by name, on candidates made for it."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -177,6 +178,29 @@ def test_tie_of_equal_files_takes_the_lower_p90() -> None:
     assert "has the lower p90: 1.10 ms < 1.11 ms" in selection.why_not["a"]
     equal = select(build(candidate("b", 1.0), candidate("a", 1.0)))
     assert equal.selected == "a" and "first by name" in equal.why_not["b"]
+
+
+def with_rounds(one: CandidateRecord, *medians: int) -> CandidateRecord:
+    """The candidate with interleaved rounds of these medians in ns."""
+    rounds = [{"index": index, "p50_ns": value} for index, value in enumerate(medians)]
+    return dataclasses.replace(one, measurement={**(one.measurement or {}), "rounds": rounds})
+
+
+def test_interleaved_rounds_tell_candidates_apart_whose_intervals_overlap() -> None:
+    """Each round was disturbed, both candidates alike: their ratio is sure, so the faster one wins, not the smaller."""
+    fast = with_rounds(candidate("fast", p50=1.0, half=0.5, size=2000), 800, 1000, 1250)
+    small = with_rounds(candidate("small", p50=1.2, half=0.5, size=1000), 960, 1202, 1499)
+    assert select(build(fast, small)).selected == "fast"
+    scattered = with_rounds(small, 1500, 900, 1202)
+    assert select(build(fast, scattered)).selected == "small"
+
+
+def test_a_file_that_is_hardly_smaller_does_not_win_a_tie() -> None:
+    """Below 5 % the lower p90 decides."""
+    fast = candidate("fast", p50=1.0, half=0.5, size=1040)
+    small = candidate("small", p50=1.2, half=0.5, size=1000)
+    assert select(build(fast, small)).selected == "fast"
+    assert select(build(candidate("fast", p50=1.0, half=0.5, size=1060), small)).selected == "small"
 
 
 def test_one_step_of_overlap_is_not_passed_on() -> None:
