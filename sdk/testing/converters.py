@@ -1,7 +1,7 @@
 """The contract of converters as tests: inherit `ConverterTestCase`, say which converter and how its artifacts run.
 
     class TestMyConverter(ConverterTestCase):
-        converter = edgesdk.converters.mine
+        converter: ClassVar[Any] = edgesdk.converters.mine
         target = "host"
 
         def run(self, folder: Path, artifact: Artifact, inputs: list[Array]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import struct
@@ -143,12 +144,17 @@ def test_hostile_path_of_a_golden_block_is_refused(folder: Path, side: str, path
         read_artifact(folder)
 
 
+def _first_file(entry: dict[str, Any], document: dict[str, Any]) -> None:
+    document["files"][0] = entry
+
+
 def test_path_to_a_real_file_outside_is_refused(folder: Path) -> None:
     outside = folder.parent / "outside"
     outside.write_bytes(b"model")
     digest = sha256_file(outside)
     for path in ("../outside", str(outside)):
-        _edit(folder, lambda document, path=path: document["files"][0].update(path=path, sha256=digest, bytes=5))
+        entry = {"path": path, "sha256": digest, "bytes": 5}
+        _edit(folder, functools.partial(_first_file, entry))
         with pytest.raises(ConvertError, match="leaves its folder"):
             read_artifact(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -22,7 +22,7 @@ from edgesdk.testing.models import SEQUENCE, SPECS
 
 
 class TestOnnx(ConverterTestCase):
-    converter = onnx_converter
+    converter: ClassVar[Any] = onnx_converter
 
     def run(self, folder: Path, artifact: Artifact, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
         session = onnxruntime.InferenceSession(folder / artifact.runtime["model"])

@@ -112,8 +112,8 @@ def test_sample_is_rows_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = evaluation_sample(data, package, emulated=True, seed=3)
     assert sample.labels is not None
     pairs, chosen = (
-        {(pixels.tobytes(), int(label)) for pixels, label in zip(part.inputs["pixel_values"], part.labels, strict=True)}
-        for part in (data, sample)
+        {(pixels.tobytes(), int(label)) for pixels, label in zip(part.inputs["pixel_values"], labels, strict=True)}
+        for part, labels in ((data, data.labels), (sample, sample.labels))
     )
     assert len(chosen) == EMULATED_ROWS
     assert chosen <= pairs

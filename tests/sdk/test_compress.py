@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgesdk import compress as compress_module
+from edgesdk import stages
 from edgesdk.compress import Compressed, compress
 from edgesdk.errors import ConfigError, StageError
 from edgesdk.package import Package, content_digest, replace
@@ -30,7 +32,7 @@ DYNAMIC = QuantizePtq(QuantizePtqOptions(scheme="w8a8-dynamic"))
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the stages that ran."""
     names: list[str] = []
-    original = compress_module.run_stage
+    original = stages.run_stage
 
     def run_stage(stage: Stage, package: Package, context: Context) -> Package:
         names.append(stage.name)
@@ -147,7 +149,7 @@ def test_what_decides_the_result_decides_the_key(run: Any, calls: list[str]) -> 
 
 def test_key_knows_the_versions(run: Any, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run(STATIC)
-    monkeypatch.setattr(compress_module.importlib.metadata, "version", lambda name: "99")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99")
     run(STATIC)
     assert len(calls) == 2
 

@@ -9,7 +9,9 @@ import pytest
 from edgesdk import errors
 from edgesdk.errors import EdgeSDKError
 
-CLASSES = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+CLASSES: dict[str, type[EdgeSDKError]] = {
+    name: value for name, value in vars(errors).items() if isinstance(value, type)
+}
 
 
 def _drawn() -> dict[str, int]:

@@ -45,7 +45,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, step, fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="No space"):
         write_atomic(tmp_path / "a", b"new")
     monkeypatch.undo()
@@ -59,7 +59,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "fsync", interrupt)
+    monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
@@ -125,7 +125,7 @@ def test_failure_behind_the_block_leaves_the_old_folder(
 
     if not exchange or step == "replace":
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    monkeypatch.setattr(files.os, step, fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="Input/output"), atomic_folder(tmp_path / "x") as folder:
         _fill(folder, "new")
     monkeypatch.undo()

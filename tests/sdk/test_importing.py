@@ -173,7 +173,8 @@ def test_array_files_are_fitted_to_the_sequence(tmp_path: Path) -> None:
     data, train = random_dataset(BERT, 20), _cut(random_dataset(BERT, 30, seed=50), 5)
     for name, part in (("data", data), ("train", train)):
         assert part.labels is not None
-        np.savez(tmp_path / f"{name}.npz", labels=part.labels, **part.inputs)
+        arrays: dict[str, Any] = {"labels": part.labels, **part.inputs}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
     model = _module(random_package(BERT))
     job = import_job(model, str(tmp_path / "data.npz"), str(tmp_path / "train.npz"), sequence=10)
     assert job.package.sequence == 10

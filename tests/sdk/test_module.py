@@ -67,7 +67,8 @@ def test_grouped_masked_attention_is_a_loop_over_heads() -> None:
     for index, layer in enumerate(BERT_MEAN.layers):
         parts = [seen[f"layers.{index}.attention.{part}"] for part in ("query", "key", "value")]
         for row, mask in enumerate(inputs["attention_mask"]):
-            expected = _loop_attention(*(part[row] for part in parts), layer.heads, layer.kv_heads, int(mask.sum()))
+            query, key, value = (part[row] for part in parts)
+            expected = _loop_attention(query, key, value, layer.heads, layer.kv_heads, int(mask.sum()))
             found = seen[f"layers.{index}.attention.context"][row]
             np.testing.assert_allclose(found, expected, atol=1e-5)
 

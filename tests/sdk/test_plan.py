@@ -21,7 +21,7 @@ from edgesdk.transformer.module import build
 
 def _request(spec: Any = VIT, **changes: Any) -> Request:
     package = random_package(spec)
-    fields = {"model": build(package.spec, package.weights), "data": random_dataset(spec, 20), "converters": ["onnx"]}
+    fields: dict[str, Any] = {"model": build(package.spec, package.weights), "data": random_dataset(spec, 20), "converters": ["onnx"]}
     return Request(**(fields | changes))
 
 

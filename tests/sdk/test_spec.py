@@ -19,6 +19,7 @@ from edgesdk.transformer.spec import (
     FeatureEmbedding,
     Layer,
     PatchEmbedding,
+    Pooling,
     TokenEmbedding,
     TransformerSpec,
     from_json,
@@ -49,7 +50,7 @@ embeddings: st.SearchStrategy[Embedding] = st.one_of(
 
 @st.composite
 def specs(draw: st.DrawFn) -> TransformerSpec:
-    pooling = draw(st.sampled_from(["cls", "mean", "none"]))
+    pooling: Pooling = draw(st.sampled_from(["cls", "mean", "none"]))
     return TransformerSpec(
         embedding=draw(embeddings),
         hidden=draw(sizes),
@@ -69,7 +70,7 @@ def test_json_round_trip(spec: TransformerSpec) -> None:
     assert from_json(json.loads(json.dumps(to_json(spec)))) == spec
 
 
-BAD_FIELDS = [
+BAD_FIELDS: list[tuple[str, Any]] = [
     ("hidden", value) for value in (0, -1, True, 16.0, "16", None, [16], 1 << 25)
 ] + [
     ("classes", value) for value in (0, -3, True, 2.0, "3", [], 1 << 25)
