@@ -129,7 +129,7 @@ def test_wrong_architecture_is_found_before_upload(host: Board, target: Target, 
 
 def test_missing_runtime_is_named(host: Board, target: Target, tmp_path: Path) -> None:
     """A runtime that the worker does not know is a reason, not a crash."""
-    folder = runner_artifact(tmp_path / "a", b"", runtime={"name": "tensorrt"}, executable=None)
+    folder = runner_artifact(tmp_path / "a", b"not run", runtime={"name": "tensorrt"}, executable=None)
     (document,) = run(host, target, tmp_path, folder)
     assert "tensorrt" in document["reasons"][0]
 

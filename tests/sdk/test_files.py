@@ -202,8 +202,8 @@ def test_killed_process_leaves_old_or_new_but_nothing_between(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2")
-def test_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
-    """A hundred replacements against a reader that opens the folder by its name all the time."""
+def test_reader_always_finds_a_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred replacements against a reader that opens the folder by its name all the time, and none in two steps."""
     path, stop, missing = tmp_path / "x", threading.Event(), []
     with atomic_folder(path) as folder:
         _fill(folder, "old")
@@ -215,6 +215,7 @@ def test_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
 
     if not files._exchange(path, path):
         pytest.skip("this file system has no exchange")
+    monkeypatch.setattr(files, "_replace_in_two_steps", None)
     reader = threading.Thread(target=read)
     reader.start()
     try:

@@ -45,7 +45,7 @@ def _arguments(node: Operator, values: dict[str, Array]) -> list[Any]:
 
 
 def _quantize(value: Array, encoding: Encoding) -> Array:
-    return np.clip(np.rint(value / np.float32(encoding.scale)) + encoding.zero_point, -128, 127)
+    return np.asarray(np.clip(np.rint(value / np.float32(encoding.scale)) + encoding.zero_point, -128, 127))
 
 
 def _linear(node: Linear, source: Array) -> Array:

@@ -21,7 +21,8 @@ from edgesdk.transformer.module import build
 
 def _request(spec: Any = VIT, **changes: Any) -> Request:
     package = random_package(spec)
-    fields: dict[str, Any] = {"model": build(package.spec, package.weights), "data": random_dataset(spec, 20), "converters": ["onnx"]}
+    model = build(package.spec, package.weights)
+    fields: dict[str, Any] = {"model": model, "data": random_dataset(spec, 20), "converters": ["onnx"]}
     return Request(**(fields | changes))
 
 

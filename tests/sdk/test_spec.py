@@ -71,10 +71,9 @@ def test_json_round_trip(spec: TransformerSpec) -> None:
 
 
 BAD_FIELDS: list[tuple[str, Any]] = [
-    ("hidden", value) for value in (0, -1, True, 16.0, "16", None, [16], 1 << 25)
-] + [
-    ("classes", value) for value in (0, -3, True, 2.0, "3", [], 1 << 25)
-] + [
+    ("hidden", 0), ("hidden", -1), ("hidden", True), ("hidden", 16.0), ("hidden", "16"), ("hidden", None),
+    ("hidden", [16]), ("hidden", 1 << 25), ("classes", 0), ("classes", -3), ("classes", True), ("classes", 2.0),
+    ("classes", "3"), ("classes", []), ("classes", 1 << 25),
     ("norm", "none"), ("norm", None), ("norm", []), ("activation", "swish"), ("activation", 1), ("pooling", "max"),
     ("pooling", {}), ("pooling", "none"), ("final_norm", 1), ("final_norm", "yes"), ("pooler", None), ("pooler", 0),
     ("norm_epsilon", 0), ("norm_epsilon", 1.0), ("norm_epsilon", -1e-5), ("norm_epsilon", float("nan")),

@@ -142,6 +142,12 @@ def test_rows_keep_their_largest_value(rows: list[list[float]]) -> None:
             assert np.abs(np.rint(row / scale)).max() == 127
 
 
+def test_rows_beyond_their_scale_saturate_at_127_on_both_sides() -> None:
+    """-128 would not fit the 16 bits of two products in the NEON `base` kernel."""
+    integers = quantize_rows(np.array([[-9, 9, 0.5, -0.5]], np.float32), np.array([0.01], np.float32))
+    assert integers.tolist() == [[-127, 127, 50, -50]]
+
+
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile"])
 def test_padding_has_no_say(calibrator: str) -> None:
     """Tokens behind the mask change no encoding; the same tokens before it do."""
