@@ -121,7 +121,12 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
 
 def chosen_recipes(request: Request) -> list[Recipe]:
     """The recipes asked for; empty means the default ones, which depend on the data."""
-    return [recipe for source in request.recipes for recipe in load_recipes(source)]
+    recipes = [recipe for source in request.recipes for recipe in load_recipes(source)]
+    names = [recipe.name for recipe in recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two recipes are named {name!r}", "candidates are named by recipe: rename a file")
+    return recipes
 
 
 def chosen_converters(request: Request) -> list[str]:

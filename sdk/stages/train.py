@@ -50,7 +50,6 @@ def train(
     Returns:
         the best validation figure.
     """
-    torch.manual_seed(seed)
     order = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(module.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
     steps = max(1, math.ceil(len(data) / schedule.batch)) * schedule.epochs
