@@ -9,7 +9,7 @@ CHECKED = $(FOLDERS) tests benchmarks
 demo:
 	@scripts/setup.sh demo
 	$(PYTHON) -m edgesdk build --target host
-	$(PYTHON) -m edgesdk build --target rpi5
+	$(PYTHON) -m edgesdk build --target rpi5 || { test $$? -eq 4 && echo "demo: no emulated board here (see above); this machine was measured"; }
 	@echo "The reports lie in .edgesdk/builds/*/report/report.html"
 
 dev:

@@ -18,7 +18,8 @@ import numpy as np
 
 from edgesdk.cli.output import progress_bar, say
 from edgesdk.files import canonical_json, write_atomic
-from edgesdk.pipeline import Build, Request, build
+from edgesdk.pipeline import Build, build
+from edgesdk.request import Request
 
 RESULT = Path(__file__).parent / "results" / "demo.json"
 PACKAGES = ("edgesdk", "torch", "onnxruntime", "ai-edge-litert", "numpy")
@@ -33,7 +34,8 @@ def main() -> None:
         os.chdir(folder)
         builds = [build(Request(target=target), progress, say) for target in ("host", "rpi5")]
         wall = time.monotonic() - started
-        figures.append(figure("demo: both builds, wall", wall, "s", f"≤ {DEMO_LIMIT_S:g}", wall <= DEMO_LIMIT_S))
+        name = "demo: both builds, packages installed and root file system built, wall"
+        figures.append(figure(name, wall, "s", f"≤ {DEMO_LIMIT_S:g}", wall <= DEMO_LIMIT_S))
         for result in builds:
             figures += steps(result) + candidates(result)
         figures += agreement(builds[0])
@@ -63,7 +65,7 @@ def steps(result: Build) -> list[dict[str, Any]]:
     return [
         figure(f"{target}: {step}, {kind}", float(value), "s")
         for step, (wall, cpu) in result.seconds.items()
-        for kind, value in (("wall", wall), ("CPU", cpu))
+        for kind, value in (("wall", wall), ("CPU of this process and its children", cpu))
     ]
 
 

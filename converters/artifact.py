@@ -7,8 +7,8 @@
       golden/out.bin     the expected outputs, same layout
 
 The worker on the board has no numpy, hence raw blocks. The tolerance belongs to the scheme, not to the artifact's
-maker: `max_abs` 1e-4 for fp32, `sqnr_db` 30 for static schemes (against the package's fake-quantized model), 20 for
-dynamic ones (against fp32).
+maker: `max_abs` 1e-4 for fp32; `sqnr_db` 30 for static schemes (against the package's fake-quantized model); for
+dynamic ones `sqnr_db` 20 and 98 % equal labels, both against fp32.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from edgesdk.errors import ConvertError
 from edgesdk.files import canonical_json, inside, read_document, sha256_bytes, sha256_file
 
 FORMAT, VERSION = "edgesdk.artifact", 1
+TOLERANCE = ("kind", "limit", "labels_equal")
 DTYPES = {"float32": "<f4", "int64": "<i8", "int32": "<i4"}
 
 
@@ -48,11 +49,16 @@ class ArtifactFile:
 
 @dataclass(frozen=True)
 class Golden:
-    """`n` golden rows; `kind` is `max_abs` (largest absolute error ≤ `limit`) or `sqnr_db` (≥ `limit`, in dB)."""
+    """`n` golden rows; `kind` is `max_abs` (largest absolute error ≤ `limit`) or `sqnr_db` (≥ `limit`, in dB).
+
+    `labels_equal` is the share of rows that must keep their label (the largest of `logits`); None where labels are not
+    asked for. Outputs of other names have no labels, and fewer than 32 rows are not judged by them.
+    """
 
     n: int
     kind: str
     limit: float
+    labels_equal: float | None = None
     inputs: str = "golden/in.bin"
     outputs: str = "golden/out.bin"
 
@@ -80,20 +86,22 @@ class Artifact:
 
     @property
     def bytes(self) -> int:
-        """Model data: weights and graph; golden files and the runtime are not counted."""
-        return int(self.runtime.get("model_bytes", sum(file.bytes for file in self.files)))
+        """Model data: weights and graph, or the code that a compiler made of it; golden files and the runtime are not
+        counted."""
+        return int(self.runtime.get("model_bytes", self.bytes_with_runtime))
 
     @property
     def bytes_with_runtime(self) -> int:
-        """What is copied to the board: the files, and what the runtime adds (`runtime.bytes`) where it is known."""
-        return sum(file.bytes for file in self.files) + int(self.runtime.get("bytes", 0))
+        """What is copied to the board: the files. They hold the runtime only where the artifact is an executable; a
+        runtime that is installed on the board (ONNX Runtime, LiteRT) is not counted, and this equals `bytes`."""
+        return sum(file.bytes for file in self.files)
 
 
-def tolerance(scheme: str) -> tuple[str, float]:
-    """The tolerance of a scheme (see the module's text) as (kind, limit)."""
+def tolerance(scheme: str) -> tuple[str, float, float | None]:
+    """The tolerance of a scheme (see the module's text) as (kind, limit, labels_equal) of `Golden`."""
     if scheme == "fp32":
-        return "max_abs", 1e-4
-    return "sqnr_db", 20.0 if scheme.endswith("-dynamic") else 30.0
+        return "max_abs", 1e-4, None
+    return ("sqnr_db", 20.0, 0.98) if scheme.endswith("-dynamic") else ("sqnr_db", 30.0, None)
 
 
 def write_artifact(
@@ -124,7 +132,7 @@ def to_json(artifact: Artifact, folder: Path) -> dict[str, Any]:
     """The document; the golden blocks' digests are taken from `folder`."""
     document = dataclasses.asdict(artifact)
     golden = document["golden"]
-    golden["tolerance"] = {"kind": golden.pop("kind"), "limit": golden.pop("limit")}
+    golden["tolerance"] = {key: golden.pop(key) for key in TOLERANCE}
     golden["sha256"] = {side: sha256_file(folder / golden[side]) for side in ("inputs", "outputs")}
     return {"format": FORMAT, "version": VERSION, **document}
 
@@ -138,11 +146,13 @@ def read_artifact(folder: Path) -> Artifact:
     """Read and verify an artifact folder.
 
     Raises:
-        ConvertError: unknown version, a path outside the folder, a missing file, or a wrong digest or size.
+        ConvertError: unknown version, a path outside the folder, a missing file, a wrong digest or size, or a tolerance
+            that is not the one of the scheme.
     """
     document = read_document(folder / "artifact.json", FORMAT, VERSION, ConvertError)
     try:
         golden = document["golden"]
+        limits = golden["tolerance"]
         artifact = Artifact(
             **{key: document[key] for key in ("name", "converter", "scheme", "target", "package", "runtime", "work")},
             length_input=document.get("length_input"),
@@ -153,8 +163,8 @@ def read_artifact(folder: Path) -> Artifact:
             inputs=tuple(_tensor(entry) for entry in document["inputs"]),
             outputs=tuple(_tensor(entry) for entry in document["outputs"]),
             golden=Golden(
-                int(golden["n"]), str(golden["tolerance"]["kind"]), float(golden["tolerance"]["limit"]),
-                str(golden["inputs"]), str(golden["outputs"]),
+                int(golden["n"]), limits["kind"], limits["limit"], limits["labels_equal"], str(golden["inputs"]),
+                str(golden["outputs"]),
             ),
         )
         digests = golden["sha256"]
@@ -165,6 +175,10 @@ def read_artifact(folder: Path) -> Artifact:
         sizes += [_block_bytes(artifact.golden.n, tensors) for tensors in (artifact.inputs, artifact.outputs)]
     except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise ConvertError(f"{folder}/artifact.json: malformed: {problem!r}") from problem
+    found, wanted = [getattr(artifact.golden, key) for key in TOLERANCE], list(tolerance(artifact.scheme))
+    if found != wanted:
+        where = f"{folder}/artifact.json: golden.tolerance"
+        raise ConvertError(f"{where} is {found}, that of {artifact.scheme} is {wanted}", "build the artifact again")
     for (relative, digest), size in zip(expected, sizes, strict=True):
         path = inside(folder, relative, ConvertError)
         if not path.is_file():
@@ -186,8 +200,12 @@ def _check_types(artifact: Artifact) -> None:
         raise ValueError("a field that should be text is not")
     if not isinstance(artifact.runtime, dict) or not isinstance(artifact.segments, list | None):
         raise ValueError("runtime is not a mapping, or segments is not a list")
-    if min(artifact.golden.n, artifact.bytes, artifact.bytes_with_runtime) < 1:
+    if min(artifact.golden.n, artifact.bytes_with_runtime) < 1:
         raise ValueError("there are no golden rows, or a size is not positive")
+    whole = artifact.bytes_with_runtime
+    model_bytes = artifact.runtime.get("model_bytes", whole)
+    if type(model_bytes) is not int or not 0 < model_bytes <= whole:
+        raise ValueError(f"runtime.model_bytes is {model_bytes!r}, the files have {whole} bytes")
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

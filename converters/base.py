@@ -80,10 +80,9 @@ def length_input(package: Package) -> str | None:
 def golden(package: Package) -> tuple[Golden, list[NDArray[Any]], list[NDArray[Any]]]:
     """Golden rows of the package and what an artifact must answer to them: the package's float outputs for `fp32` and
     dynamic schemes, its fake-quantized ones for static schemes."""
-    kind, limit = tolerance(package.scheme)
     samples = package.samples
     static = package.encodings is not None and not package.scheme.endswith("-dynamic")
     outputs = samples.golden_outputs if static else samples.golden_float
     inputs: Mapping[str, NDArray[Any]] = samples.golden_inputs
     ordered = [np.asarray(inputs[tensor.name]) for tensor in input_tensors(package)]
-    return Golden(len(outputs), kind, limit), ordered, [outputs]
+    return Golden(len(outputs), *tolerance(package.scheme)), ordered, [outputs]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
 from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors
+from edgesdk.converters.front import lower
+from edgesdk.converters.integer_share import share_notes
 from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
 
@@ -33,6 +35,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
     """Write `model.onnx` and the artifact's document into the empty `folder`."""
     (folder / "model.onnx").write_bytes(package.graph)
     expected, inputs, outputs = golden(package)
+    notes = () if package.scheme == "fp32" else share_notes(lower(package.graph, package.sequence), package.scheme)
     artifact = Artifact(
         name=f"{package.name}-{package.scheme}-onnx",
         converter=name,
@@ -46,5 +49,6 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         golden=expected,
         length_input=length_input(package),
         work="per_input" if length_input(package) else "constant",
+        notes=notes,
     )
     return write_artifact(folder, artifact, inputs, outputs)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from edgesdk.reports import units
+from edgesdk import units
 from edgesdk.reports.svg import Box, Scale, element, line, place_labels, scale, text
 from edgesdk.reports.view import Row
 

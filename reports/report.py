@@ -12,11 +12,12 @@ from typing import Any
 
 import jinja2
 
+from edgesdk import markdown
 from edgesdk.documents import build_document, selection_document
 from edgesdk.errors import Unmeasured
 from edgesdk.files import canonical_json, write_atomic
 from edgesdk.record import BuildRecord
-from edgesdk.reports import charts, markdown, view
+from edgesdk.reports import charts, view
 from edgesdk.select import Selection, select
 from edgesdk.store import Store
 

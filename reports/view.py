@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgesdk import units
+from edgesdk.bounds import wilson_lower95
 from edgesdk.figures import judged, missing
 from edgesdk.goals import parse_goals
 from edgesdk.record import BuildRecord, CandidateRecord, StageRecord
-from edgesdk.reports import units
-from edgesdk.select import Selection, baseline_accuracy, floor_accuracy, interval, unproven, wilson_lower95
+from edgesdk.select import Selection, baseline_accuracy, floor_accuracy, interval, unproven
 
 BADGES = {"measured": "M", "emulated": "E", "predicted": "P", "unmeasured": ""}
 
@@ -302,7 +303,9 @@ def _cells(candidate: CandidateRecord, record: BuildRecord) -> dict[str, Cell]:
             )
     if candidate.bytes is not None:
         details = [f"{100 * candidate.bytes / record.baseline.bytes:.1f} % of fp32"] if record.baseline.bytes else []
-        if candidate.bytes_with_runtime is not None:
-            details.append(f"{units.size(candidate.bytes_with_runtime)} with runtime")
+        # Only an artifact that carries its runtime is larger than its model.
+        whole = candidate.bytes_with_runtime or candidate.bytes
+        carried = whole > candidate.bytes
+        details.append(f"{units.size(whole)} with runtime" if carried else "runtime on the board, not counted")
         cells["size"] = Cell(units.size(candidate.bytes), tuple(details), "measured")
     return cells

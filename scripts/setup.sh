@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 purpose=${1:-demo}
 
 declare -A packages=(
-  [gcc]=gcc [aarch64-linux-gnu-gcc]="gcc-aarch64-linux-gnu libc6-dev-arm64-cross" [clang-19]="clang-19 lld-19 llvm-19"
-  [qemu-aarch64]=qemu-user [sshd]="openssh-server openssh-client" [mmdebstrap]="mmdebstrap arch-test"
+  [gcc]="gcc libc6-dev" [aarch64-linux-gnu-gcc]="gcc-aarch64-linux-gnu libc6-dev-arm64-cross" [clang-19]="clang-19 lld-19 llvm-19"
+  [qemu-aarch64]=qemu-user [sshd]="openssh-server openssh-client" [mmdebstrap]="mmdebstrap arch-test debian-archive-keyring"
 )
 declare -A without=(
   [gcc]="the neon converter cannot build for this machine" [aarch64-linux-gnu-gcc]="no neon builds for ARM boards"
@@ -16,6 +16,8 @@ declare -A without=(
   [mmdebstrap]="no emulated boards"
 )
 [ "$purpose" = test ] && { packages[chromium]=chromium; without[chromium]="the report is not opened in a browser"; }
+
+lacking() { echo "setup: missing $1 (package ${packages[$1]}): ${without[$1]}"; }
 
 missing=()
 PATH=$PATH:/usr/sbin:/sbin
@@ -26,14 +28,16 @@ if [ ${#missing[@]} -gt 0 ]; then
   root=""
   if [ "$(id -u)" != 0 ]; then root=none; sudo -n true 2>/dev/null && root="sudo -n"; fi
   if command -v apt-get >/dev/null && [ "$root" != none ]; then
-    names=(); for command in "${missing[@]}"; do read -ra some <<<"${packages[$command]}"; names+=("${some[@]}"); done
-    echo "setup: installing ${names[*]}"
-    $root apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $root apt-get install -y -qq --no-install-recommends "${names[@]}" >/dev/null
-  else
+    echo "setup: installing system packages for: ${missing[*]}"
+    $root apt-get update -qq || echo "setup: apt-get update failed; going on with the lists that are here"
+    # One by one: a package that this distribution does not have must not keep the others out.
     for command in "${missing[@]}"; do
-      echo "setup: missing $command (package ${packages[$command]}): ${without[$command]}"
+      read -ra names <<<"${packages[$command]}"
+      $root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${names[@]}" >/dev/null || lacking "$command"
     done
+  else
+    for command in "${missing[@]}"; do lacking "$command"; done
   fi
 fi
 
@@ -43,7 +47,7 @@ wanted=$(cat requirements.txt setup.cfg scripts/setup.sh | sha256sum)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
   python=$(command -v python3.11 || command -v python3)
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: Python 3.11 or newer is needed"; exit 1; }
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
   echo "setup: installing Python packages into .venv"
   # torch first and by itself: a later resolver must find it installed and leave it alone.
   .venv/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0

@@ -22,11 +22,11 @@ def build(
     converter: str | Sequence[str] = (),
     goals: Mapping[str, str] | Iterable[str] | None = None,
     board: str | None = None,
-    farm: Path | None = None,
+    farm: Path | str | None = None,
     sequence: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     profile: str = "smoke",
-    out: Path | None = None,
+    out: Path | str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Build:
     """Compress, convert, deploy, measure, choose and report; the same as `edgesdk build`.
@@ -44,14 +44,15 @@ def build(
     Raises:
         EdgeSDKError: see `edgesdk.errors`. No candidate within the goals is no error: `selection.selected` is None.
     """
-    from edgesdk.pipeline import Request
     from edgesdk.pipeline import build as run
+    from edgesdk.request import Request
 
     request = Request(
         model=model, data=data, train_data=train_data, target=target,
         recipes=[recipe] if isinstance(recipe, str) else recipe,
         converters=[converter] if isinstance(converter, str) else converter,
-        goals=goals, board=board, farm=farm, sequence=sequence, seed=seed, profile=profile, out=out,
+        goals=goals, board=board, farm=None if farm is None else Path(farm), sequence=sequence, seed=seed,
+        profile=profile, out=None if out is None else Path(out),
     )
     return run(request, progress or (lambda what, done, total: None), lambda text: None)
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesdk.bounds import mean_lower95, wilson_lower95
 from edgesdk.converters import converter
 from edgesdk.converters.artifact import Artifact, artifact_sha256
 from edgesdk.data import Dataset
 from edgesdk.errors import ConvertError
-from edgesdk.evaluate import accuracy, cosines, mean_lower95
+from edgesdk.evaluate import accuracy, cosines
 from edgesdk.files import atomic_folder
 from edgesdk.package import Package
 from edgesdk.record import AccuracyRecord, CandidateRecord
-from edgesdk.select import wilson_lower95
 from edgesdk.targets import Target
 
 # On an emulated board an evaluation costs what some billions of instructions cost: a sample is enough to see that the

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgesdk import units
 from edgesdk.figures import LABELS, judged
 from edgesdk.files import canonical_json, write_atomic
+from edgesdk.markdown import escape
 from edgesdk.record import BuildRecord, CandidateRecord
-from edgesdk.reports import units
-from edgesdk.reports.markdown import escape
 from edgesdk.select import Selection
 
 FORMAT, VERSION = "edgesdk.build", 1
@@ -90,8 +90,9 @@ def _figures(candidate: CandidateRecord, record: BuildRecord) -> list[tuple[str,
     if accuracy is not None:
         bound = f"lower 95 % bound {units.percent(accuracy.lower95)}, n = {accuracy.n:,}"
         rows.append(("accuracy", f"{units.percent(accuracy.value)} ({bound})", accuracy.provenance))
-    whole = units.size(candidate.bytes_with_runtime)
-    rows.append(("size", f"{units.size(candidate.bytes)} ({whole} with runtime)", ""))
+    carries = (candidate.bytes_with_runtime or 0) > (candidate.bytes or 0)
+    runtime = f"{units.size(candidate.bytes_with_runtime)} with runtime" if carries else "runtime not counted"
+    rows.append(("size", f"{units.size(candidate.bytes)} ({runtime})", ""))
     for metric, keys, show in _ROWS:
         value = None if judged(candidate, metric, record) is None else candidate.figure(*keys)
         provenance = candidate.figure(keys[0], "provenance")

@@ -87,20 +87,25 @@ def from_json(document: Any, where: str = "encodings.json") -> Encodings:
         raise PackageError(f"{where}: malformed: {problem!r}") from problem
 
 
-def activation_names(spec: TransformerSpec) -> frozenset[str]:
-    """Every activation that may have an encoding: inputs and outputs of the linear layers.
+# The classifier's activations stay float: eight bits on logits cost accuracy and save nothing.
+FLOAT_ACTIVATIONS = frozenset({"classifier", "classifier.input"})
+_READS = {"query": "input", "key": "input", "value": "input", "output": "context", "up": "input", "down": "hidden"}
 
-    Query, key and value share `attention.input`; `output` reads `attention.context`, `down` reads `ffn.hidden`.
-    """
-    shared = {
-        "attention.query": "attention.input", "attention.key": "attention.input", "attention.value": "attention.input",
-        "attention.output": "attention.context", "ffn.up": "ffn.input", "ffn.down": "ffn.hidden",
-    }
-    names: set[str] = set()
-    for linear, _, _ in spec.linears():
-        match = re.fullmatch(r"(layers\.\d+\.)(.+)", linear)
-        names |= {linear, match[1] + shared[match[2]] if match else f"{linear}.input"}
-    return frozenset(names)
+
+def input_activation(linear: str) -> str:
+    """Name of the activation that a linear layer reads: `layers.0.ffn.down` reads `layers.0.ffn.hidden`."""
+    head, _, last = linear.rpartition(".")
+    return f"{head}.{_READS[last]}" if linear.startswith("layers.") else f"{linear}.input"
+
+
+def activation_names(spec: TransformerSpec) -> frozenset[str]:
+    """Every activation that may have an encoding: inputs and outputs of the linear layers."""
+    return frozenset(name for linear, _, _ in spec.linears() for name in (linear, input_activation(linear)))
+
+
+def static_activations(spec: TransformerSpec) -> frozenset[str]:
+    """The activations that a static scheme must have."""
+    return activation_names(spec) - FLOAT_ACTIVATIONS
 
 
 def check_encodings(encodings: Encodings, spec: TransformerSpec, where: str = "encodings.json") -> None:

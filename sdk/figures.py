@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from edgesdk import units
 from edgesdk.record import BuildRecord, CandidateRecord
-from edgesdk.reports import units
 
 LABELS = {
     "accuracy": "accuracy", "latency_p50": "p50", "latency_p90": "p90", "size": "size", "peak_rss": "peak RSS",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from edgesdk.data import Dataset, check_dataset, load_data
 from edgesdk.errors import ConfigError, ModelError
 from edgesdk.evaluate import evaluate_package, golden_outputs
-from edgesdk.package import Baseline, Package, Samples, read_package
+from edgesdk.package import Baseline, LineageEntry, Package, Samples, read_package
 from edgesdk.stages import Context, Progress
 from edgesdk.transformer.spec import PatchEmbedding, TransformerSpec
+from edgesdk.user_code import is_function
 from edgesdk.verify import verify
 
 GOLDEN_ROWS = 32
@@ -67,17 +69,25 @@ def import_job(
         from edgesdk import demo
 
         model = demo.package_path()
+        if train_data is None and data is None:
+            train_data = demo.train_data()
         if data is None:
-            data, train_data = demo.test_data(), demo.train_data()
+            data = demo.test_data()
     if data is None:
         raise ConfigError("there is no evaluation data", "give --data module:function, or a .csv, .jsonl or .npz file")
+    notes: list[str] = []
     source = _Source(model, sequence)
     source.name = name or source.name
+    if source.existing is not None and len(source.existing.lineage) > 1:
+        before = source.existing.baseline
+        notes.append(
+            f"the model is a package that {len(source.existing.lineage) - 1} stages have changed already (from "
+            f"{before.bytes} bytes): what is lost here is counted against it, not against what it came from"
+        )
     evaluation = source.load(data)
     train = None if train_data is None else source.load(train_data, like=evaluation)
     if len(evaluation) == 0:
         raise ConfigError("the evaluation data is empty", "give at least one row")
-    notes: list[str] = []
     if train is None:
         validation = calibration = evaluation.head(CALIBRATION_ROWS)
         notes.append(
@@ -99,6 +109,7 @@ class _Source:
         self.existing: Package | None = None
         self.preprocess: Mapping[str, bytes] = {}
         self.tokenizer: Any = None
+        self.family = "canonical"
         if isinstance(model, (str, Path)) and str(model).endswith(".edgepkg"):
             self.existing = read_package(Path(model))
             if self.existing.encodings is not None:
@@ -123,13 +134,13 @@ class _Source:
         loaded: object = model
         self.name = type(model).__name__.lower()
         if isinstance(model, (str, Path)):
-            loaded, self.name = load_model(str(model)), Path(str(model).split(":")[-1]).name
+            loaded, self.name = load_model(str(model)), _name(str(model))
             if Path(model).is_dir():
                 self.preprocess = preprocess_files(Path(model))
                 self.tokenizer = load_tokenizer(Path(model))
         imported = import_model(loaded, sequence=sequence)
         self.spec, self.weights, self.task = imported.spec, imported.weights, imported.task
-        self.labels = None if imported.labels is None else tuple(imported.labels)
+        self.labels, self.family = None if imported.labels is None else tuple(imported.labels), imported.family
 
     def load(self, data: str | Dataset, like: Dataset | None = None) -> Dataset:
         """Data for this model, checked against its spec; training data is made `like` the evaluation data: the same
@@ -152,6 +163,16 @@ class _Source:
             )
         return loaded
 
+    def entry(self, package: Package, accuracy: float | None) -> LineageEntry:
+        """The first entry of the lineage: what was imported."""
+        spec, metrics = package.spec, {} if accuracy is None else {package.metric: round(accuracy, 6)}
+        size, parameters, macs = len(package.graph), spec.parameters(), spec.macs(package.sequence)
+        return LineageEntry(
+            stage="import", parameters={"family": self.family, "sequence": package.sequence}, seed=0, parent=None,
+            metrics_before=metrics, metrics_after=metrics, bytes_before=size, bytes_after=size,
+            parameters_before=parameters, parameters_after=parameters, macs_before=macs, macs_after=macs,
+        )
+
     def package(self, evaluation: Dataset, calibration: Dataset) -> Package:
         """The fp32 baseline package with samples of this data, verified."""
         from edgesdk.transformer.graph import write_graph
@@ -173,15 +194,25 @@ class _Source:
             encodings=None,
             samples=Samples(dict(rows.inputs), golden, outputs, outputs, outputs),
             preprocess=self.preprocess,
-            lineage=() if self.existing is None else self.existing.lineage,
+            lineage=(),
             baseline=Baseline(len(graph), None, 0),
             environment={name: importlib.metadata.version(name) for name in ("edgesdk", "numpy", "onnx", "torch")},
             sequence=sequence,
         )
         accuracy = evaluate_package(package, evaluation)
-        package = dataclasses.replace(package, baseline=Baseline(len(graph), accuracy, len(evaluation)))
+        package = dataclasses.replace(
+            package,
+            baseline=Baseline(len(graph), accuracy, len(evaluation)),
+            lineage=self.existing.lineage if self.existing else (self.entry(package, accuracy),),
+        )
         verify(package)
         return package
+
+
+def _name(source: str) -> str:
+    """A package's name from a path or `module:function`: letters, digits, dots and dashes."""
+    last = source.rpartition(":")[2] if is_function(source) else Path(source).resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "model"
 
 
 def _sequence(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> int:

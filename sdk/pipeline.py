@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edgesdk.candidates import Candidate, evaluation_sample, make_candidates
 from edgesdk.compress import Compressed, compress
 from edgesdk.data import Dataset
 from edgesdk.documents import build_document, write_selection
-from edgesdk.errors import ConfigError
+from edgesdk.errors import BoardError, ConfigError
 from edgesdk.goals import parse_goals
 from edgesdk.harness.board import Board
 from edgesdk.harness.measure import probe
@@ -29,6 +29,7 @@ from edgesdk.package import write_package
 from edgesdk.recipe import Recipe, check_recipe, default_recipes, load_recipes
 from edgesdk.record import BuildRecord
 from edgesdk.reports.report import write_report
+from edgesdk.request import Request
 from edgesdk.select import Selection, check_measurable, select
 from edgesdk.stages import outline_of
 from edgesdk.stopwatch import Stopwatch
@@ -36,28 +37,6 @@ from edgesdk.store import Store
 from edgesdk.targets import Target, load_target
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a build is asked for; see `edgesdk build --help`. `goals` None: those of the recipes, or the default."""
-
-    model: Any = None
-    data: Any = None
-    train_data: Any = None
-    target: str = "host"
-    recipes: Sequence[str] = ()
-    converters: Sequence[str] = ()
-    goals: Mapping[str, str] | Iterable[str] | None = None
-    board: str | None = None
-    farm: Path | None = None
-    sequence: int | None = None
-    seed: int = 0
-    profile: str = "smoke"
-    out: Path | None = None
-    state: Path = Path(".edgesdk")
-    store: Path | None = None
-    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +53,8 @@ class Build:
 
 
 def build(request: Request, progress: Progress, say: Callable[[str], None]) -> Build:
-    """Run a whole build. On any error nothing is left behind but the stage cache.
+    """Run a whole build. On an error nothing is left behind but the stage cache; where the board is lost the folder
+    stays, and the same request goes on in it.
 
     Raises:
         EdgeSDKError: see `edgesdk.errors`; a candidate that fails is a result with its reason, never an exception.
@@ -87,32 +67,38 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
         check_measurable(goals, board.provenance)
         facts = probe(board)
         clock.lap("board")
-        job = import_job(request.model, request.data, request.train_data, sequence=request.sequence, seed=request.seed)
+        job = import_job(
+            request.model, request.data, request.train_data, sequence=request.sequence, seed=request.sampling_seed
+        )
         clock.lap("import")
         recipes = recipes or default_recipes(job.train is not None)
         stamp = started.replace(":", "").replace("-", "").partition("+")[0]
         out = request.out or request.state / "builds" / f"{stamp}-{job.package.name}-{target.short}"
         fresh = not out.exists()
+        store = Store(request.store)
         try:
             compressed = compress_all(job, recipes, request, out, progress)
             packages = {name: result.package for name, result in compressed.items()}
             clock.lap("compress")
             candidates = make_candidates(packages, target, converters, out / "artifacts", progress)
             clock.lap("convert")
-            data = evaluation_sample(job.evaluation, job.package, board.emulated, request.seed)
+            data = evaluation_sample(job.evaluation, job.package, board.emulated, request.sampling_seed)
             documents = measure_all(candidates, board, target, data, request, out / "measurements", progress)
             clock.lap("deploy and measure")
             record = assemble(job, compressed, candidates, documents, data, board, target, facts, out)
             record = dataclasses.replace(
-                record, started=started, seed=request.seed, profile=request.profile, command=request.command,
+                record, started=started, seed=request.sampling_seed, profile=request.profile, command=request.command(),
                 goals={goal.metric: goal.text for goal in parse_goals(goals)},
             )
-        except BaseException:
-            if fresh:
+        except BaseException as problem:
+            # A job that a lost board still runs is found again by the same request in the same folder.
+            if isinstance(problem, BoardError) and (out / "measurements" / "job.json").is_file():
+                problem.hint = f"{problem.hint}; then go on with the same command and --out {out}".lstrip("; ")
+            elif fresh:
                 shutil.rmtree(out, ignore_errors=True)
             raise
         # Stored and reported before the choice: a goal that turns out to be unmeasured must not lose the measurements.
-        page = publish(record, request, out)
+        page = write_report(store, store.add_build(record), out / "report")
         selection = select(record, goals)
         write_selection(record, selection, out)
         clock.lap("judge, select, report")
@@ -163,7 +149,7 @@ def compress_all(
         raise ConfigError("; ".join(refused), "edgesdk plan shows what would run")
     results = {}
     for recipe in recipes:
-        context = job.context(request.seed or recipe.seed, progress)
+        context = job.context(recipe.seed if request.seed is None else request.seed, progress)
         results[recipe.name] = compress(job.package, recipe, context, request.state / "cache")
         write_package(results[recipe.name].package, out / "packages" / f"{recipe.name}.edgepkg")
     return results
@@ -180,12 +166,6 @@ def measure_all(
     documents = measure(
         board, target, [candidate.folder for candidate in runnable],
         evaluation=Evaluation(list(data.inputs.values()), len(data)), profile=load_profile(request.profile),
-        seed=request.seed, workdir=workdir, progress=progress,
+        seed=request.sampling_seed, workdir=workdir, progress=progress,
     )
     return dict(zip([candidate.name for candidate in runnable], documents, strict=True))
-
-
-def publish(record: BuildRecord, request: Request, out: Path) -> Path:
-    """Store the results and write the report; the path of its page."""
-    store = Store(request.state / "results.sqlite" if request.store is None else request.store)
-    return write_report(store, store.add_build(record), out / "report")

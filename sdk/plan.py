@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from edgesdk.converters import converter
-from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, activation_names
-from edgesdk.errors import Unmeasured
+from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
+from edgesdk.errors import ConfigError, Unmeasured
 from edgesdk.importing import import_job
-from edgesdk.pipeline import Request, chosen_converters, chosen_recipes, recipe_goals
+from edgesdk.pipeline import chosen_converters, chosen_recipes, recipe_goals
 from edgesdk.recipe import Recipe, check_recipe, default_recipes
+from edgesdk.request import Request
 from edgesdk.select import check_measurable
 from edgesdk.stages import Outline, outline_of
-from edgesdk.stages.quantize_ptq import FLOAT_ACTIVATIONS
 from edgesdk.targets import Target, load_target
 from edgesdk.transformer.graph import write_graph
 from edgesdk.transformer.spec import TokenEmbedding, TransformerSpec
@@ -39,24 +39,30 @@ def make_plan(request: Request) -> dict[str, Any]:
     board, provenance = _board(target, request)
     asked = chosen_recipes(request)
     goals = request.goals if request.goals is not None else recipe_goals(asked)
-    reasons = []
+    reasons: list[str] = []
+    exit_code = 0
     try:
         check_measurable(goals, provenance)
     except Unmeasured as problem:
         reasons.append(str(problem))
-    job = import_job(request.model, request.data, request.train_data, sequence=request.sequence, seed=request.seed)
+        exit_code = problem.exit_code
+    job = import_job(
+        request.model, request.data, request.train_data, sequence=request.sequence, seed=request.sampling_seed
+    )
     start = outline_of(job.package, job.train is not None)
     candidates = []
     for recipe in asked or default_recipes(job.train is not None):
         refused, outline = check_recipe(recipe, start)
         reasons += refused
+        exit_code = ConfigError.exit_code if refused else exit_code
         shadow = Shadow.of(outline, job.package.sequence)
         for name in converters:
             problems = refused or converter(name).check(shadow, target)
             candidates.append(_candidate(recipe, name, outline, job.package.sequence, problems))
     return {
         "format": "edgesdk.plan", "version": 1, "target": target.name, "board": board, "provenance": provenance,
-        "model": job.package.name, "candidates": candidates, "reasons": reasons, "notes": list(job.notes),
+        "model": job.package.name, "candidates": candidates, "reasons": reasons, "exit_code": exit_code,
+        "notes": list(job.notes),
     }
 
 
@@ -79,7 +85,7 @@ class Shadow:
         weights = {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}
         encodings = None
         if outline.scheme != "fp32":
-            names = activation_names(spec) - set(FLOAT_ACTIVATIONS) if outline.scheme == "w8a8" else ()
+            names = static_activations(spec) if outline.scheme == "w8a8" else ()
             encodings = Encodings(
                 outline.scheme, "minmax" if names else None, int(bool(names)),
                 {name: ActivationEncoding(1.0, 0) for name in names},

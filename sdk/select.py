@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgesdk import units
+from edgesdk.bounds import Z95
 from edgesdk.errors import Unmeasured
 from edgesdk.figures import LABELS, NEVER_EMULATED, judged, missing, paired_ratio, show
 from edgesdk.goals import DEFAULT, Goal, parse_goals
 from edgesdk.record import BuildRecord, CandidateRecord
-from edgesdk.reports import units
 
-Z95 = 1.6448536269514722
 EPSILON = 1e-9
 # Among ties a file must be smaller by this factor to win by its size.
 SIZE_MATTERS = 1.05
@@ -49,15 +49,6 @@ class Selection:
     goals: tuple[str, ...]
 
 
-def wilson_lower95(fraction: float, rows: int) -> float:
-    """One-sided lower 95 % bound of an accuracy (Wilson's score interval): `fraction` right of `rows`."""
-    if rows <= 0:
-        return 0.0
-    square = Z95 * Z95 / rows
-    spread = math.sqrt(fraction * (1 - fraction) * square + square * square / 4)
-    return max(0.0, (fraction + square / 2 - spread) / (1 + square))
-
-
 def rows_needed(fraction: float, floor: float) -> int | None:
     """Rows at which an accuracy of `fraction` has a `wilson_lower95` of `floor`; None: no number of rows would do."""
     if fraction - floor <= EPSILON:
@@ -70,12 +61,21 @@ def check_measurable(goals: Mapping[str, Any] | Iterable[str] | None, provenance
 
     Raises:
         ConfigError: a goal that does not parse.
-        Unmeasured: milliseconds or joules on an emulated board.
+        Unmeasured: naming the goal and why it cannot be judged.
     """
+    emulated = provenance == "emulated"
     for goal in parse_goals(goals):
-        if provenance == "emulated" and goal.metric in NEVER_EMULATED:
-            message = f"goal {str(goal)!r}: an emulated board measures no time and no energy"
-            raise Unmeasured(message, _HINTS[goal.metric])
+        why = None
+        if emulated and goal.metric in NEVER_EMULATED:
+            why = "an emulated board measures no time and no energy"
+        elif goal.metric == "energy":
+            why = "no power sensor is read in this release"
+        elif emulated and goal.metric == "peak_rss":
+            why = "memory under qemu-user is not that of a board"
+        elif not emulated and goal.metric == "instructions":
+            why = "instructions are counted on emulated boards only"
+        if why is not None:
+            raise Unmeasured(f"goal {str(goal)!r}: {why}", _HINTS[goal.metric])
 
 
 def select(record: BuildRecord, goals: Mapping[str, Any] | Iterable[str] | None = None) -> Selection:

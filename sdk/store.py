@@ -103,6 +103,15 @@ class Store:
             reason = problem.orig if isinstance(problem, DBAPIError) else problem
             raise ConfigError(f"{self.path}: not usable as a results store: {reason}") from problem
 
+    @contextmanager
+    def _connection(self) -> Iterator[sql.Connection]:
+        """A transaction; what SQLite refuses (locked for 30 s, malformed, disk full) becomes one clear message."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as problem:
+            raise ConfigError(f"{self.path}: {problem.orig}", "edgesdk verify looks at the whole store") from problem
+
     @property
     def samples(self) -> Path:
         """The folder of raw samples, each named by its sha256."""
@@ -123,7 +132,7 @@ class Store:
             rows = [_row(candidate) for candidate in candidates]
         except ValueError as problem:
             raise MeasureError(f"build of {record.model} for {record.target}: not storable: {problem}") from problem
-        with self._engine.begin() as connection:
+        with self._connection() as connection:
             number: int = connection.execute(sql.insert(_builds).values(build).returning(_builds.c.build)).scalar_one()
             if rows:
                 connection.execute(sql.insert(_attempts), [{"build": number, **row} for row in rows])
@@ -135,7 +144,7 @@ class Store:
         Raises:
             ConfigError: no such build.
         """
-        with self._engine.connect() as connection:
+        with self._connection() as connection:
             text = connection.scalar(sql.select(_builds.c.document).where(_builds.c.build == number))
             query = sql.select(_attempts.c.document).where(_attempts.c.build == number).order_by(_attempts.c.attempt)
             candidates = tuple(candidate_from_plain(json.loads(document)) for document in connection.scalars(query))
@@ -150,7 +159,7 @@ class Store:
             ConfigError: there is none.
         """
         query = _filter(sql.select(sql.func.max(_builds.c.build)), target, board, model)
-        with self._engine.connect() as connection:
+        with self._connection() as connection:
             number = connection.scalar(query)
         if number is None:
             wanted = {"target": target, "board": board, "model": model}
@@ -163,7 +172,7 @@ class Store:
         query = sql.select(_attempts).order_by(_attempts.c.attempt)
         if build is not None:
             query = query.where(_attempts.c.build == build)
-        with self._engine.connect() as connection:
+        with self._connection() as connection:
             rows = [dict(row) for row in connection.execute(query).mappings()]
         return [{**row, "document": json.loads(row["document"])} for row in rows]
 
@@ -181,7 +190,7 @@ class Store:
         query = _filter(query, target, board, model).order_by(_attempts.c.attempt)
         if build is not None:
             query = query.where(_builds.c.build == build)
-        with self._engine.connect() as connection:
+        with self._connection() as connection:
             rows = [tuple(row) for row in connection.execute(query)]
         kinds = {sql.Integer: "Int64", sql.Float: "float64", sql.Boolean: "bool"}
         types = {column.name: kinds.get(type(column.type), "string") for column in columns}

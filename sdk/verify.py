@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgesdk.encodings import activation_names
+from edgesdk.encodings import static_activations
 from edgesdk.errors import VerifyError
 from edgesdk.evaluate import run_graph, sqnr_db
 from edgesdk.package import Package
@@ -59,7 +59,7 @@ def verify_encodings(package: Package) -> None:
             raise VerifyError(f"package {package.name!r}: encodings.json has no weight {name!r}")
     if encodings.scheme != "w8a8":
         return
-    for name in sorted(activation_names(package.spec) - {"classifier", "classifier.input"}):
+    for name in sorted(static_activations(package.spec)):
         if name not in encodings.activations:
             raise VerifyError(f"package {package.name!r}: encodings.json has no activation {name!r}")
 

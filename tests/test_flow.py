@@ -98,7 +98,7 @@ def test_plan_predicts_without_doing(
     document = json.loads(capsys.readouterr().out)
     assert document["provenance"] == "emulated" and len(document["candidates"]) == 12
     assert all(candidate["bytes"]["provenance"] == "predicted" for candidate in document["candidates"])
-    assert run(["plan", "--target", "rpi5", "--goal", "latency_p90=max 30ms"]) == 2
+    assert run(["plan", "--target", "rpi5", "--goal", "latency_p90=max 30ms"]) == 6
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from edgesdk.converters.neon.elf import read_only_bytes
 from edgesdk.converters.neon.emit import Sources
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.toolchain import Toolchain
@@ -33,8 +34,11 @@ def runner_objects(kernels: KernelSet, toolchain: Toolchain) -> dict[str, bytes]
         return {f"{unit}.o": (folder / f"{unit}.o").read_bytes() for unit in RUNNER}
 
 
-def build(sources: Sources, kernels: KernelSet, toolchain: Toolchain, executable: Path) -> None:
+def build(sources: Sources, kernels: KernelSet, toolchain: Toolchain, executable: Path) -> int:
     """Compile and link the program of a plan with the runner.
+
+    Returns:
+        Bytes of the model's own code: its calls and the kernels that they use, without weights, runner and libc.
 
     Raises:
         ConvertError: the compiler fails.
@@ -48,7 +52,9 @@ def build(sources: Sources, kernels: KernelSet, toolchain: Toolchain, executable
         toolchain.run(("-c", "weights.S", "-o", "weights.o"), folder)
         toolchain.link(("model.o", *runner, "weights.o"), "model", folder)
         executable.write_bytes((folder / "model").read_bytes())
+        code_bytes = read_only_bytes((folder / "model.o").read_bytes())
     executable.chmod(0o755)
+    return code_bytes
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:

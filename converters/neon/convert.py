@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-from edgesdk.converters.base import Outlined, golden, input_tensors, output_tensors
+from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors
 from edgesdk.converters.front import lower
+from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.build import build
 from edgesdk.converters.neon.emit import Sources, emit
 from edgesdk.converters.neon.fuse import fuse
@@ -57,10 +58,11 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         raise ConvertError(message, f"one of {', '.join(SCHEMES)}")
     kernels, toolchain = _compiler(target)
     inputs, outputs = input_tensors(package), output_tensors(package)
-    plan = make_plan(package.graph, package.sequence)
-    sources: Sources = emit(plan, kernels, package.name, inputs, outputs)
-    build(sources, kernels, toolchain, folder / "model")
+    graph = lower(package.graph, package.sequence)
+    sources: Sources = emit(fuse(trace(graph)), kernels, package.name, inputs, outputs)
+    code_bytes = build(sources, kernels, toolchain, folder / "model")
     expected, golden_inputs, golden_outputs = golden(package)
+    # Attention skips masked keys even where rows of padding are output.
     tokens = isinstance(package.spec.embedding, TokenEmbedding)
     artifact = Artifact(
         name=f"{package.name}-{package.scheme}-{name}",
@@ -70,16 +72,17 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         package=content_digest(package),
         runtime={
             "name": name, "isa": list(kernels.isa), "kernels": kernels.name,
-            "model_bytes": sources.weight_bytes, "arena_bytes": sources.arena_bytes,
+            "model_bytes": sources.weight_bytes + code_bytes, "weight_bytes": sources.weight_bytes,
+            "arena_bytes": sources.arena_bytes,
         },
         files=(ArtifactFile("model", "", 0),),
         inputs=inputs,
         outputs=outputs,
         golden=expected,
         work="per_input" if tokens else "constant",
-        length_input="attention_mask" if tokens else None,
+        length_input=length_input(package),
         executable="model",
-        notes=(f"compiled by {toolchain.name} {toolchain.version}",),
+        notes=(f"compiled by {toolchain.name} {toolchain.version}", *share_notes(graph, package.scheme)),
     )
     return write_artifact(folder, artifact, golden_inputs, golden_outputs)
 

@@ -58,10 +58,12 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
     from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
     from edgesdk.converters.base import golden, input_tensors, output_tensors
     from edgesdk.converters.front import lower
+    from edgesdk.converters.integer_share import share_notes
     from edgesdk.converters.tflite.model import translate
     from edgesdk.package import content_digest
 
-    (folder / MODEL).write_bytes(translate(lower(package.graph, package.sequence)))
+    graph = lower(package.graph, package.sequence)
+    (folder / MODEL).write_bytes(translate(graph))
     rows, inputs, outputs = golden(package)
     artifact = Artifact(
         name=f"{package.name}-{package.scheme}-tflite",
@@ -74,7 +76,9 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         inputs=input_tensors(package),
         outputs=output_tensors(package),
         golden=rows,
-        notes=(DYNAMIC_NOTE if package.scheme.endswith("-dynamic") else STATIC_NOTE,),
+        notes=(
+            DYNAMIC_NOTE if package.scheme.endswith("-dynamic") else STATIC_NOTE, *share_notes(graph, package.scheme)
+        ),
     )
     return write_artifact(folder, artifact, inputs, outputs)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 CODES = {"float32": "f", "int64": "q", "int32": "i"}
 BEST_SQNR = 200.0
+FEWEST_LABELS = 32  # of fewer rows the share of equal labels is reported, not judged
 
 
 def row_elements(tensor: "dict[str, Any]") -> int:
@@ -94,3 +95,50 @@ def compare(
         return {"passed": False, "value": None, "reason": f"unknown tolerance {kind!r}"}
     reason = "" if passed else f"{kind} is {value:.6g}, limit {limit:.6g}"
     return {"passed": bool(passed), "value": value, "reason": reason}
+
+
+def judge(
+    tolerance: "dict[str, Any]", expected: bytes, actual: bytes, tensors: "list[dict[str, Any]]", n: int
+) -> "dict[str, Any]":
+    """Judge outputs by everything that an artifact's tolerance asks.
+
+    Args:
+        tolerance: {"kind", "limit"} as in `compare`; with "labels_equal", at least that share of the n rows must keep
+            its label, where there is an output `logits` and n >= 32.
+
+    Returns:
+        {"passed", "kind", "value", "limit", "labels_equal", "n", "reason"}; `labels_equal` is the share found, None
+        where it is not asked for or there are no labels to compare.
+    """
+    kind, limit, wanted = tolerance["kind"], float(tolerance["limit"]), tolerance.get("labels_equal")
+    verdict = compare(kind, limit, expected, actual, tensors, n)
+    verdict.update({"kind": kind, "limit": limit, "labels_equal": None, "n": n})
+    if wanted is None or verdict["value"] is None:
+        return verdict
+    reference, found = _labels(expected, tensors, n), _labels(actual, tensors, n)
+    if not reference:
+        return verdict
+    different = sum(map(operator.ne, reference, found))
+    verdict["labels_equal"] = 1 - different / n
+    if n >= FEWEST_LABELS and different > math.floor((1 - float(wanted)) * n + 1e-9):
+        verdict["passed"] = False
+        text = f"{different} of {n} labels differ, at least {float(wanted):.6g} must be equal"
+        verdict["reason"] = "; ".join(part for part in (verdict["reason"], text) if part)
+    return verdict
+
+
+def _labels(data: bytes, tensors: "list[dict[str, Any]]", n: int) -> "list[list[int]]":
+    """For each of the n rows the places of the largest of `logits` along its last axis; [] where there is no such
+    output."""
+    start = 0
+    for tensor in tensors:
+        size = n * row_bytes(tensor)
+        if tensor["name"] == "logits":
+            values = _values(data[start : start + size], [tensor], n)
+            classes, width = int(tensor["shape"][-1]), row_elements(tensor)
+            groups = [values[at : at + classes] for at in range(0, len(values), classes)]
+            labels = [group.index(max(group)) for group in groups]
+            step = width // classes
+            return [labels[row * step : (row + 1) * step] for row in range(n)]
+        start += size
+    return []

@@ -143,12 +143,8 @@ class _Job:
         if outputs is None:
             return
         data, seconds = outputs
-        tolerance = candidate.tolerance
-        verdict = blocks.compare(
-            tolerance["kind"], float(tolerance["limit"]), expected, data, candidate.document["outputs"], n
-        )
+        verdict = blocks.judge(candidate.tolerance, expected, data, candidate.document["outputs"], n)
         reason = verdict.pop("reason")
-        verdict.update({"kind": tolerance["kind"], "limit": float(tolerance["limit"]), "n": n})
         candidate.record["golden"] = verdict
         if not verdict["passed"]:
             candidate.fail("E_ACCURACY", "golden check: " + reason)

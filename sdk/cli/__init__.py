@@ -41,9 +41,12 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except Exit as ending:
         return ending.exit_code
-    except BrokenPipeError:
+    except BrokenPipeError:  # before OSError, which it is one of
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as problem:
+        print(f"error: {problem.filename or 'system'}: {problem.strerror or problem}", file=sys.stderr)
+        return 2
     except Exception as problem:
         if os.environ.get("EDGESDK_DEBUG"):
             traceback.print_exc()

@@ -19,7 +19,10 @@ Goals = Annotated[list[str] | None, typer.Option("--goal", help="e.g. accuracy='
 BoardName = Annotated[str | None, typer.Option("--board", help="board of farm.toml; default: one of the target")]
 Farm = Annotated[Path | None, typer.Option(help="farm file; default: farm.toml")]
 Sequence = Annotated[int | None, typer.Option(help="tokens of the artifacts; default: those of the data")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="seed of training, sampling and round order")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=2**31 - 1, help="seed of everything random; default: the recipe's")
+]
+RoundSeed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="seed of the round order")]
 Profile = Annotated[str, typer.Option(help="measuring profile: smoke, nightly, publish")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
@@ -34,19 +37,18 @@ def register(app: typer.Typer) -> None:
 def build(
     model: Model = None, data: Data = None, train_data: TrainData = None, target: TargetName = "host",
     recipe: Recipes = None, converter: Converters = None, goal: Goals = None, board: BoardName = None,
-    farm: Farm = None, sequence: Sequence = None, seed: Seed = 0, profile: Profile = "smoke",
+    farm: Farm = None, sequence: Sequence = None, seed: Seed = None, profile: Profile = "smoke",
     out: Annotated[Path | None, typer.Option(help="folder of the build; default: .edgesdk/builds/…")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the recipes that would run, and stop")] = False,
     json: Json = False,
 ) -> int:
     """Compress, convert, deploy, measure, choose, report."""
-    from edgesdk.pipeline import Request
     from edgesdk.pipeline import build as run_build
+    from edgesdk.request import Request
 
     request = Request(
         model=model, data=data, train_data=train_data, target=target, recipes=recipe or (), converters=converter or (),
         goals=goal or None, board=board, farm=farm, sequence=sequence, seed=seed, profile=profile, out=out,
-        command=_command(model, data, train_data, target, recipe, converter, goal, board, seed),
     )
     if dry_run:
         from edgesdk.plan import recipes_of
@@ -60,17 +62,19 @@ def build(
         print_json(result.document)
     else:
         _print_build(result.document)
-    return 0 if result.selection.selected is not None else 1
+    if result.selection.selected is not None:
+        return 0
+    return 1 if any(candidate.valid for candidate in result.record.candidates) else 3
 
 
 def plan(
     model: Model = None, data: Data = None, train_data: TrainData = None, target: TargetName = "host",
     recipe: Recipes = None, converter: Converters = None, goal: Goals = None, board: BoardName = None,
-    farm: Farm = None, sequence: Sequence = None, seed: Seed = 0, json: Json = False,
+    farm: Farm = None, sequence: Sequence = None, seed: Seed = None, json: Json = False,
 ) -> int:
     """Say what a build would run, and what it would refuse and why, without doing it."""
-    from edgesdk.pipeline import Request
     from edgesdk.plan import make_plan
+    from edgesdk.request import Request
 
     request = Request(
         model=model, data=data, train_data=train_data, target=target, recipes=recipe or (), converters=converter or (),
@@ -79,7 +83,7 @@ def plan(
     document = make_plan(request)
     if json:
         print_json(document)
-        return 2 if document["reasons"] else 0
+        return int(document["exit_code"])
     say(f"target {document['target']}, board {document['board']} ({document['provenance']})")
     rows = [
         (c["name"], c["scheme"], c["bytes"]["value"], c["macs"]["value"], "; ".join(c["reasons"]) or "would run")
@@ -88,12 +92,12 @@ def plan(
     print_table(("candidate", "scheme", "bytes (predicted)", "MACs (predicted)", "verdict"), rows)
     for reason in document["reasons"]:
         say(f"refused: {reason}")
-    return 2 if document["reasons"] else 0
+    return int(document["exit_code"])
 
 
 def bench(
     artifact: Annotated[list[Path], typer.Argument(help="artifact folders of a build")],
-    board: BoardName = None, farm: Farm = None, profile: Profile = "smoke", seed: Seed = 0,
+    board: BoardName = None, farm: Farm = None, profile: Profile = "smoke", seed: RoundSeed = 0,
     out: Annotated[Path, typer.Option(help="folder of the raw samples")] = Path(".edgesdk/bench"),
     json: Json = False,
 ) -> int:
@@ -114,21 +118,6 @@ def bench(
     return 0 if all(document["valid"] for document in documents) else 5
 
 
-def _command(
-    model: str | None, data: str | None, train_data: str | None, target: str, recipe: list[str] | None,
-    converter: list[str] | None, goal: list[str] | None, board: str | None, seed: int,
-) -> tuple[str, ...]:
-    """The argv that makes this build again."""
-    command = ["edgesdk", "build", "--target", target]
-    single = (("--model", model), ("--data", data), ("--train-data", train_data), ("--board", board))
-    for option, value in single:
-        command += [option, value] if value is not None else []
-    for option, values in (("--recipe", recipe), ("--converter", converter), ("--goal", goal)):
-        for value in values or ():
-            command += [option, value]
-    return (*command, "--seed", str(seed))
-
-
 def _print_build(document: dict[str, Any]) -> None:
     rows = [_row(candidate, document) for candidate in document["candidates"]]
     columns = ("candidate", "accuracy", "size", "p50", "p90", "instructions", "peak RSS", "verdict")
@@ -139,7 +128,7 @@ def _print_build(document: dict[str, Any]) -> None:
 
 
 def _row(candidate: dict[str, Any], document: dict[str, Any]) -> tuple[str, ...]:
-    from edgesdk.reports import units
+    from edgesdk import units
 
     name, accuracy, latency = candidate["name"], candidate["accuracy"], candidate["latency_ms"]
     chosen = "selected" if name == document["selected"] else document["why_not"].get(name, "")

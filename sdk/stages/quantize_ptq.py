@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from edgesdk.encodings import FLOAT_ACTIVATIONS, input_activation
 from edgesdk.package import ActivationEncoding, Encodings, Package, WeightEncoding
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage
 from edgesdk.stages.observe import observe
 from edgesdk.transformer.quantize import row_scales
 
 BINS = 8192
-FLOAT_ACTIVATIONS = ("classifier", "classifier.input")
-SOURCES = {"query": "input", "key": "input", "value": "input", "output": "context", "up": "input", "down": "hidden"}
 
 
 class QuantizePtqOptions(Options):
@@ -87,12 +86,6 @@ def encode(low: float, high: float) -> ActivationEncoding:
     scale = float(np.float32(max((high - low) / 255.0, 1e-8)))
     zero_point = int(np.clip(np.rint(-128.0 - low / scale), -128, 127))
     return ActivationEncoding(scale=scale, zero_point=zero_point, bits=8)
-
-
-def input_activation(linear: str) -> str:
-    """Name of the activation that a linear layer reads: `layers.0.ffn.down` reads `layers.0.ffn.hidden`."""
-    head, _, last = linear.rpartition(".")
-    return f"{head}.{SOURCES[last]}" if linear.startswith("layers.") else f"{linear}.input"
 
 
 def fit_bias(

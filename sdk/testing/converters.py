@@ -94,11 +94,14 @@ class ConverterTestCase:
                 assert np.abs(outputs - expected).max() <= artifact.golden.limit, where
             else:
                 assert sqnr_db(expected, outputs) >= artifact.golden.limit, where
+            if artifact.golden.labels_equal is not None and artifact.outputs[0].name == "logits":
+                equal = (outputs.argmax(-1) == expected.argmax(-1)).mean()
+                assert equal >= artifact.golden.labels_equal, where
 
     def test_tolerance_is_the_one_of_the_scheme(self, tmp_path: Path) -> None:
         for number, package in enumerate(self.packages()):
             golden = self.convert(package, tmp_path / str(number)).golden
-            assert (golden.kind, golden.limit) == tolerance(package.scheme)
+            assert (golden.kind, golden.limit, golden.labels_equal) == tolerance(package.scheme)
             assert golden.n == len(package.samples.golden_outputs)
 
     def test_golden_outputs_are_those_of_the_package(self, tmp_path: Path) -> None:

@@ -74,9 +74,36 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_sizes_are_those_that_are_copied(folder: Path) -> None:
     artifact = read_artifact(folder)
     assert artifact.bytes == artifact.bytes_with_runtime == 15
-    _edit(folder, lambda document: document.update(runtime={"model_bytes": 4, "bytes": 1000}))
+    _edit(folder, lambda document: document.update(runtime={"model_bytes": 4}))
     artifact = read_artifact(folder)
-    assert (artifact.bytes, artifact.bytes_with_runtime) == (4, 1015)
+    assert (artifact.bytes, artifact.bytes_with_runtime) == (4, 15)
+
+
+@pytest.mark.parametrize("model_bytes", [0, -1, 16, 4.0, True, "4", None, float("nan")])
+def test_model_bytes_fit_into_the_files(folder: Path, model_bytes: Any) -> None:
+    """Sizes decide selections: not zero, not more than there is, and a number."""
+    _edit(folder, lambda document: document["runtime"].update(model_bytes=model_bytes))
+    with pytest.raises(ConvertError, match="model_bytes"):
+        read_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"limit": 1.0}, {"limit": -1e9}, {"kind": "sqnr_db"}, {"kind": "none"}, {"labels_equal": 0.5}, {"limit": None},
+     {"kind": "sqnr_db", "limit": 20.0, "labels_equal": 0.98}],
+)
+def test_tolerance_is_not_the_choice_of_an_artifact(folder: Path, change: dict[str, Any]) -> None:
+    _edit(folder, lambda document: document["golden"]["tolerance"].update(change))
+    with pytest.raises(ConvertError, match=r"golden\.tolerance is"):
+        read_artifact(folder)
+
+
+def test_dynamic_artifact_may_not_drop_its_labels(tmp_path: Path) -> None:
+    _write(tmp_path, scheme="w8a8-dynamic", golden=Golden(2, *tolerance("w8a8-dynamic")))
+    assert read_artifact(tmp_path).golden.labels_equal == 0.98
+    _edit(tmp_path, lambda document: document["golden"]["tolerance"].update(labels_equal=None))
+    with pytest.raises(ConvertError, match=r"golden\.tolerance is"):
+        read_artifact(tmp_path)
 
 
 def test_golden_blocks_are_raw_and_little_endian(folder: Path) -> None:
@@ -89,7 +116,7 @@ def test_golden_blocks_are_raw_and_little_endian(folder: Path) -> None:
 def test_document_says_what_a_worker_needs(folder: Path) -> None:
     document = json.loads((folder / "artifact.json").read_bytes())
     assert (document["format"], document["version"]) == ("edgesdk.artifact", 1)
-    assert document["golden"]["tolerance"] == {"kind": "max_abs", "limit": 1e-4}
+    assert document["golden"]["tolerance"] == {"kind": "max_abs", "limit": 1e-4, "labels_equal": None}
     assert document["golden"]["n"] == 2
     for side, name in (("inputs", "in"), ("outputs", "out")):
         assert document["golden"]["sha256"][side] == sha256_file(folder / "golden" / f"{name}.bin")
@@ -118,10 +145,10 @@ def _artifact_with(data: bytes, folder: Path) -> Artifact:
 
 @pytest.mark.parametrize(
     ("scheme", "expected"),
-    [("fp32", ("max_abs", 1e-4)), ("w8a8", ("sqnr_db", 30.0)), ("w8a8-dynamic", ("sqnr_db", 20.0)),
-     ("w4a8", ("sqnr_db", 30.0))],
+    [("fp32", ("max_abs", 1e-4, None)), ("w8a8", ("sqnr_db", 30.0, None)),
+     ("w8a8-dynamic", ("sqnr_db", 20.0, 0.98)), ("w4a8", ("sqnr_db", 30.0, None))],
 )
-def test_tolerance_belongs_to_the_scheme(scheme: str, expected: tuple[str, float]) -> None:
+def test_tolerance_belongs_to_the_scheme(scheme: str, expected: tuple[str, float, float | None]) -> None:
     assert tolerance(scheme) == expected
 
 

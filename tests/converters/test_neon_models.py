@@ -107,7 +107,9 @@ def test_artifact_is_readable_and_honest(built) -> None:
     assert artifact.executable == "model" and artifact.work == "per_input" and artifact.length_input == "attention_mask"
     assert artifact.runtime["isa"] == read_isa(case.folder / "model") == list(choose(load_target("host")).isa)
     integers = sum(value.size for name, value in case.case.weights.items() if value.ndim == 2)
-    assert integers < artifact.bytes < 1.5 * integers < (case.folder / "model").stat().st_size
+    weights = artifact.runtime["weight_bytes"]
+    assert integers < weights < 1.5 * integers
+    assert weights < artifact.bytes < artifact.bytes_with_runtime == (case.folder / "model").stat().st_size
     golden = np.frombuffer((case.folder / "golden/out.bin").read_bytes(), "<f4")
     np.testing.assert_array_equal(golden, case.case.expected.reshape(-1))
     assert built("host", "vit", "fp32").artifact.work == "constant"
@@ -197,7 +199,7 @@ def test_info(built) -> None:
     assert info["name"] == "sample" and info["isa"] == case.artifact.runtime["isa"]
     assert [entry["name"] for entry in info["inputs"]] == ["input_ids", "attention_mask"]
     assert info["outputs"] == [{"name": "logits", "dtype": "float32", "bytes": 20}]
-    assert info["weight_bytes"] == case.artifact.bytes
+    assert info["weight_bytes"] == case.artifact.runtime["weight_bytes"]
 
 
 def test_bench_answers_one_json_object_and_raw_samples(built, tmp_path: Path) -> None:

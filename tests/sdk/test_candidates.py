@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgesdk import candidates as candidates_module
+from edgesdk.bounds import mean_lower95, wilson_lower95
 from edgesdk.candidates import (
     EMULATED_MACS,
     EMULATED_ROWS,
@@ -24,8 +25,6 @@ from edgesdk.converters import onnx as onnx_converter
 from edgesdk.converters.artifact import read_artifact
 from edgesdk.data import Dataset
 from edgesdk.errors import ConvertError
-from edgesdk.evaluate import mean_lower95
-from edgesdk.select import wilson_lower95
 from edgesdk.stages.base import silent
 from edgesdk.targets import load_target
 from edgesdk.testing.converters import sample_package

@@ -94,10 +94,24 @@ def test_unknown_board(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failed(["build", "--target", "rpi5", "--board", "pi9"], capsys, 2, "'pi9'", "rpi5-emulated")
 
 
-def test_goal_that_an_emulated_board_cannot_answer(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_goal(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The nearest goal is offered."""
+    failed(["build", "--goal", "latency=max 3ms"], capsys, 2, "'latency'", "latency_p")
+
+
+@pytest.mark.parametrize(("target", "goal", "instead"), [
+    ("host", "energy=max 5mJ", "latency_p90"), ("host", "instructions=max 3M", "latency_p90"),
+])
+def test_goal_that_the_board_cannot_answer(
+    clean: Path, capsys: pytest.CaptureFixture[str], target: str, goal: str, instead: str
+) -> None:
     """Exit 6 before any work, and what could be asked instead."""
-    message = failed(["plan", "--target", "rpi5", "--goal", "latency=max 3ms"], capsys, 2, "latency")
-    assert "latency_p" in message
+    failed(["build", "--target", target, "--goal", goal], capsys, 6, goal.partition("=")[0], instead)
+
+
+def test_two_recipes_of_one_name(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Candidates are named by recipe, so one would overwrite the other."""
+    failed(["build", "--recipe", "int8", "--recipe", "int8"], capsys, 2, "'int8'")
 
 
 def test_usage_errors_are_code_2(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:

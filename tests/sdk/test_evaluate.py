@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from edgesdk.bounds import mean_lower95, wilson_lower95
 from edgesdk.data import Dataset
 from edgesdk.errors import VerifyError
 from edgesdk.evaluate import (
@@ -18,11 +19,9 @@ from edgesdk.evaluate import (
     cosines,
     evaluate_package,
     golden_outputs,
-    mean_lower95,
     run_graph,
     sqnr_db,
 )
-from edgesdk.select import wilson_lower95
 from edgesdk.testing.converters import sample_package
 from edgesdk.testing.models import random_dataset
 

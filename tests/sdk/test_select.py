@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgesdk.bounds import wilson_lower95
 from edgesdk.documents import build_document, selection_card, write_selection
 from edgesdk.errors import ConfigError, Unmeasured
 from edgesdk.files import read_document
 from edgesdk.record import AccuracyRecord, BaselineRecord, BuildRecord, CandidateRecord
-from edgesdk.select import check_measurable, rows_needed, select, wilson_lower95
+from edgesdk.select import check_measurable, rows_needed, select
 from edgesdk.testing.sample_record import HOSTILE, sample_record
 
 
@@ -381,3 +382,14 @@ def test_wilson_bound_at_its_ends() -> None:
     assert wilson_lower95(1.0, 0) == 0.0
     assert wilson_lower95(0.0, 50) == pytest.approx(0.0, abs=1e-12)
     assert math.isclose(wilson_lower95(1.0, 50), 1 / (1 + 1.6448536269514722**2 / 50))
+
+
+@pytest.mark.parametrize(("goal", "provenance", "why"), [
+    ("energy=max 5mJ", "measured", "no power sensor"),
+    ("instructions=max 3M", "measured", "emulated boards only"),
+    ("peak_rss=max 64MB", "emulated", "qemu-user"),
+])
+def test_what_a_board_cannot_answer_is_refused_before_any_work(goal: str, provenance: str, why: str) -> None:
+    with pytest.raises(Unmeasured, match=why):
+        check_measurable([goal], provenance)
+    check_measurable(["size=max 30%", "accuracy=max-degradation 1"], provenance)

@@ -73,7 +73,7 @@ def test_results_are_tidy(store: Store, record: BuildRecord, tmp_path: Path) -> 
     neon = store.results(target="host", board="host", model="digits-vit").set_index("name").loc["digits-int8-neon"]
     assert neon["p50_ms"] == pytest.approx(0.0712, rel=0.01)
     assert neon["ci_low_ms"] < neon["p50_ms"] < neon["ci_high_ms"]
-    assert (neon["bytes"], neon["bytes_with_runtime"], neon["valid"]) == (171_008, 212_008, True)
+    assert (neon["bytes"], neon["bytes_with_runtime"], neon["valid"]) == (196_553, 1_022_768, True)
     counted = store.results(build=emulated)
     assert counted["p50_ms"].isna().all() and set(counted["latency_provenance"].dropna()) == {"unmeasured"}
     assert counted.set_index("name").loc["digits-small-neon", "instructions"] == 2_310_871

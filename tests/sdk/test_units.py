@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesdk.reports import units
+from edgesdk import units
 
 
 @pytest.mark.parametrize(
