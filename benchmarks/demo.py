@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import tempfile
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _results import figure, write_result
 
 from edgesdk.cli.output import progress_bar, say
-from edgesdk.files import canonical_json, write_atomic
 from edgesdk.pipeline import Build, build
 from edgesdk.request import Request
 
-RESULT = Path(__file__).parent / "results" / "demo.json"
-PACKAGES = ("edgesdk", "torch", "onnxruntime", "ai-edge-litert", "numpy")
 DEMO_LIMIT_S = 600.0
 
 
@@ -39,30 +34,18 @@ def main() -> None:
         for result in builds:
             figures += steps(result) + candidates(result)
         figures += agreement(builds[0])
-    document = {
-        "format": "edgesdk.benchmark", "version": 1, "command": "python benchmarks/demo.py",
-        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "figures": figures,
-    }
-    write_atomic(RESULT, canonical_json(document))
-    say(f"wrote {RESULT}: {len(figures)} figures, {sum(f['met'] is False for f in figures)} missed")
-
-
-def figure(
-    name: str, value: Any, unit: str, goal: str | None = None, met: bool | None = None, provenance: str = "measured",
-    interval: Any = None,
-) -> dict[str, Any]:
-    """One entry; numbers are rounded to four digits."""
-    rounded = float(f"{value:.4g}") if isinstance(value, float) else value
-    entry = {"figure": name, "value": rounded, "unit": unit, "goal": goal, "met": met, "provenance": provenance}
-    return entry | ({"ci95": [float(f"{end:.4g}") for end in interval]} if interval else {})
+    baseline = builds[0].document["baseline"]
+    figures.append(figure(f"demo ViT, fp32 accuracy (n = {baseline['n']})", 100 * baseline["accuracy"], "%", "≥ 97.5",
+                          baseline["accuracy"] >= 0.975))
+    write_result("demo", figures)
 
 
 def steps(result: Build) -> list[dict[str, Any]]:
     """Wall and CPU seconds of each step of one build."""
     target = result.record.target
-    return [
+    rounds = [r for c in result.record.candidates for r in (c.measurement or {}).get("rounds", ())]
+    spent = sum(r.get("cpu_ns") or 0 for r in rounds) / 1e9
+    return [figure(f"{target}: timed rounds, CPU", spent, "s")] * bool(spent) + [
         figure(f"{target}: {step}, {kind}", float(value), "s")
         for step, (wall, cpu) in result.seconds.items()
         for kind, value in (("wall", wall), ("CPU of this process and its children", cpu))
@@ -116,12 +99,6 @@ def agreement(result: Build) -> list[dict[str, Any]]:
         name = f"host: int8 {one} and {other} give the same label"
         entries.append(figure(name, 100 * share, "%", "≥ 98", share >= 0.98))
     return entries
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

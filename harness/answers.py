@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgesdk.errors import Corrupt
 from edgesdk.harness.text import plain
 
+# Patterns of pydantic are those of Rust: `$` is the very end.
 MOST = 1 << 62
 TEXT_LIMIT = 4096
 DEPTH = 8
@@ -22,8 +23,8 @@ Whole = Annotated[int, Field(ge=0, lt=MOST)]
 Positive = Annotated[int, Field(ge=1, lt=MOST)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=2 * TEXT_LIMIT)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
-Member = Annotated[str, Field(pattern=r"^c[0-9]{1,6}-[a-z0-9]{1,40}\.(bin|jsonl)\Z")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Member = Annotated[str, Field(pattern=r"^c[0-9]{1,6}-[a-z0-9]{1,40}\.(bin|jsonl)$")]
 
 
 class _Answer(BaseModel):
@@ -119,7 +120,7 @@ class _TimedRound(_CountedRound):
 
 
 class _Reason(_Answer):
-    code: Annotated[str, Field(pattern=r"^E_[A-Z_]{1,30}\Z")]
+    code: Annotated[str, Field(pattern=r"^E_[A-Z_]{1,30}$")]
     text: Text
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgesdk.errors import BoardError, Identity
+from edgesdk.errors import BoardError, Corrupt, Identity
 from edgesdk.files import sha256_bytes
+from edgesdk.harness import answers
 from edgesdk.harness.board import Board
 from edgesdk.harness.deploy import deploy
 from edgesdk.harness.pack import pack_worker
@@ -31,34 +31,33 @@ def deploy_worker(session: Session) -> str:
 
 
 def ask_worker(session: Session, worker: str, *arguments: str) -> dict[str, Any]:
-    """Run a command of the worker that prints one line of JSON.
+    """Run a command of the worker that prints one line of JSON: `facts`, or a status (see `answers`).
 
     Raises:
-        BoardError: no Python on the board, or the worker failed; and what `Session` raises.
+        BoardError: no Python on the board, or the worker failed; Corrupt: it answers something else; and what `Session`
+            raises.
     """
-    board = session.board
-    argv = [board.python, worker, *arguments]
-    completed = session.step(lambda transport: transport.run(argv, WORKER_SECONDS))
+    argv = [session.board.python, worker, *arguments]
+    return worker_answer(session.board, arguments[0], session.step(lambda to: to.run(argv, WORKER_SECONDS)))
+
+
+def worker_answer(board: Board, command: str, completed: Completed) -> dict[str, Any]:
+    """The checked answer of a command of the worker that ended; raises as `ask_worker`."""
     if completed.returncode == 127:
         raise BoardError(
             f"{board.name}: {board.python} not found on the board", "apt install python3, or set `python` in farm.toml"
         )
-    answer = _last_json(completed)
-    if completed.returncode or answer is None:
+    where = f"{board.name}: worker {command}"
+    lines = completed.stdout.strip().split(b"\n")
+    if completed.returncode or not lines[-1]:
         raise BoardError(
-            f"{board.name}: worker {arguments[0]}: exit {completed.returncode}: {completed.error_text or 'no output'}",
+            f"{where}: exit {completed.returncode}: {completed.error_text or 'no output'}",
             f"try `{board.python} --version` on the board; the worker needs Python 3.6 or newer",
         )
-    return answer
-
-
-def _last_json(completed: Completed) -> dict[str, Any] | None:
-    lines = completed.text.strip().splitlines()
-    try:
-        answer = json.loads(lines[-1]) if lines else None
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
+    if completed.truncated:
+        raise Corrupt(f"{where}: answers with too much output")
+    model = answers.Facts if command == "facts" else answers.Status
+    return answers.check(model, answers.parse_json(lines[-1], where), where)
 
 
 def check_identity(board: Board, facts: Mapping[str, Any]) -> None:

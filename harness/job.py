@@ -5,29 +5,40 @@ The id of a running job is kept in `job.json` of the work folder: a harness that
 
 from __future__ import annotations
 
+import contextlib
 import json
+import lzma
 import re
 import secrets
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgesdk.errors import BoardError, Busy, Corrupt, DiskFull, EdgeSDKError, ReadOnly
 from edgesdk.files import canonical_json, sha256_bytes, sha256_file, write_atomic
+from edgesdk.harness import answers
 from edgesdk.harness.deploy import deploy, remove
-from edgesdk.harness.facts import ask_worker
+from edgesdk.harness.facts import ask_worker, worker_answer
 from edgesdk.harness.session import Session
+from edgesdk.harness.text import plain
 from edgesdk.harness.transport import Transport
 
 Progress = Callable[[str, int, int], None]
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
-MEMBER = re.compile(r"^c[0-9]+-[a-z0-9]+\.(bin|jsonl)$")
 RESULT_LIMIT = 2 << 30
 STALL_SECONDS = 30.0
 STATUS_SECONDS = 30.0
 COLLECT_TRIES = 3
+# Ctrl-C waits at most 15 s: this long for the worker, and 5 s to kill a command that hangs.
+CANCEL_SECONDS = 10.0
+ZIP_FAULTS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, TypeError, ValueError,
+    OverflowError, RuntimeError, OSError,
+)
 FAILURES: dict[str, type[EdgeSDKError]] = {
     "busy": Busy, "disk-full": DiskFull, "read-only": ReadOnly, "corrupt": Corrupt,
 }
@@ -66,16 +77,17 @@ def run_job(
         Busy, DiskFull, ReadOnly, Corrupt, BoardError: the job failed on the board; and what `Session` raises.
     """
     identity = job_identity(workdir, request)
-    document = canonical_json({**request, "id": identity})
+    job = {**request, "id": identity}
+    document = canonical_json(job)
     spec = workdir / "spec.json"
     write_atomic(spec, document)
     name = sha256_bytes(document)
     state = session.board.state
     pack = workdir / "pack.zip"
     pack.unlink(missing_ok=True)
-    deploy(session, {**blobs, name: spec}, progress, pack)
     arguments = ["--state", state, "--job", identity]
     try:
+        deploy(session, {**blobs, name: spec}, progress, pack)
         packed = ["--pack", sha256_file(pack)] if pack.exists() else []
         status = ask_worker(session, worker, "start", *arguments, "--spec", name, *packed)
         status = _watch(session, worker, arguments, identity, status, progress)
@@ -85,10 +97,11 @@ def run_job(
                 remove(session, f"{state}/jobs/{identity}", f"{state}/blobs/{name}")
             raise _failure(session, status)
         archive = _collect(session, identity, status, workdir)
-        result = read_result(archive, identity, workdir / "raw")
+        result = read_result(archive, job, workdir / "raw")
     except KeyboardInterrupt:
-        ask_worker(session, worker, "stop", *arguments)
-        (workdir / "job.json").unlink(missing_ok=True)
+        if _cancel(session, worker, [*arguments, "--spec", name]):
+            for left in (workdir / "job.json", workdir / "result.zip", spec, pack):
+                left.unlink(missing_ok=True)
         raise
     (workdir / "job.json").unlink(missing_ok=True)
     for left in (archive, spec, pack):
@@ -97,22 +110,32 @@ def run_job(
     return result, workdir / "raw"
 
 
+def _cancel(session: Session, worker: str, arguments: list[str]) -> bool:
+    """Stop the job and remove its folder and its document from the board; False where the board did not answer in
+    time: `job.json` then stays, and a later call finds the job."""
+    argv = [session.board.python, worker, "stop", *arguments, "--remove"]
+    with contextlib.suppress(EdgeSDKError):
+        completed = session.once(lambda transport: transport.run(argv, CANCEL_SECONDS))
+        return worker_answer(session.board, "stop", completed)["state"] in ("done", "failed", "lost", "unknown")
+    return False
+
+
 def _watch(
     session: Session, worker: str, arguments: list[str], identity: str, status: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Poll the status file until the job has ended. A status of another job, or half a one, counts as none."""
     path = f"{session.board.state}/jobs/{identity}/status.json"
-    seen = -1
+    seen = None
     seen_at = time.monotonic()
     pause = 0.1
     while status.get("state") not in ("done", "failed", "lost", "unknown"):
         if status.get("state") == "running":
-            progress(str(status.get("step")), int(status.get("done", 0)), int(status.get("total", 0)))
+            progress(status["step"], status["done"], status["total"])
         time.sleep(pause)
         pause = min(pause * 1.4, 5.0)
         status = session.step(lambda transport: _read_status(transport, path, identity))
         now = time.monotonic()
-        if status.get("beat", seen) != seen:
+        if status.get("beat") not in (None, seen):
             seen, seen_at = status["beat"], now
         elif now - seen_at > STALL_SECONDS:
             status = ask_worker(session, worker, "look", *arguments)
@@ -122,11 +145,10 @@ def _watch(
 
 def _read_status(transport: Transport, path: str, identity: str) -> dict[str, Any]:
     completed = transport.run(["cat", "--", path], STATUS_SECONDS)
-    try:
-        status = json.loads(completed.stdout)
-    except (ValueError, RecursionError):
-        return {}
-    return status if isinstance(status, dict) and status.get("job") == identity else {}
+    with contextlib.suppress(Corrupt):
+        status = answers.check(answers.Status, answers.parse_json(completed.stdout, path), path)
+        return status if status["job"] == identity else {}
+    return {}
 
 
 def _failure(session: Session, status: Mapping[str, Any]) -> EdgeSDKError:
@@ -136,17 +158,16 @@ def _failure(session: Session, status: Mapping[str, Any]) -> EdgeSDKError:
             f"{where}: the job is gone without a result (E_REBOOTED): the board restarted, or the worker was killed",
             "look at uptime and `dmesg` on the board, then run the same command again",
         )
-    error = status.get("error")
-    error = error if isinstance(error, dict) else {}
-    kind = FAILURES.get(str(error.get("kind")), BoardError)
+    error = status["error"] or {"kind": "", "message": "the job failed"}
+    kind = FAILURES.get(error["kind"], BoardError)
     hint = "wait for the other job, or `edgesdk boards list`" if kind is Busy else "run the same command again"
-    return kind(f"{where}: {error.get('message', 'the job failed')}", hint)
+    return kind(f"{where}: {error['message']}", hint)
 
 
 def _collect(session: Session, identity: str, status: Mapping[str, Any], workdir: Path) -> Path:
     """Fetch result.zip and compare it with the digest in the final status."""
     size, digest = status.get("bytes"), status.get("sha256")
-    if type(size) is not int or not 0 < size <= RESULT_LIMIT or not SHA256.match(str(digest)):
+    if size is None or digest is None or not 0 < size <= RESULT_LIMIT:
         raise Corrupt(f"{session.board.name}: final status of job {identity} is malformed")
     local = workdir / "result.zip"
     remote = f"{session.board.state}/jobs/{identity}/result.zip"
@@ -157,36 +178,33 @@ def _collect(session: Session, identity: str, status: Mapping[str, Any], workdir
     raise Corrupt(f"{session.board.name}: result of job {identity} arrived with wrong bytes {COLLECT_TRIES} times")
 
 
-def read_result(archive: Path, identity: str, raw: Path) -> dict[str, Any]:
+def read_result(archive: Path, job: Mapping[str, Any], raw: Path) -> dict[str, Any]:
     """Read a result file and unpack its raw files into `raw`. Everything in it is untrusted.
 
+    Args:
+        job: the job document that asked for it.
+
     Raises:
-        Corrupt: not a result, a result of another job, a raw file that is missing or has another digest.
+        Corrupt: not a result of this job (see `answers.check_result`), or a raw file is missing or has another digest.
     """
     try:
         with zipfile.ZipFile(archive) as members:
             if sum(info.file_size for info in members.infolist()) > RESULT_LIMIT:
                 raise Corrupt(f"{archive}: unpacks to more than {RESULT_LIMIT >> 20} MiB")
-            result = json.loads(members.read("result.json"))
-            if result["format"] != "edgesdk.job-result" or result["version"] != 1:
-                raise Corrupt(f"{archive}: format {result['format']!r} version {result['version']!r}")
-            if result["job"] != identity:
-                raise Corrupt(f"{archive}: is the result of job {result['job']!r}, expected {identity}")
+            document = answers.parse_json(members.read("result.json"), str(archive))
+            result = answers.check_result(document, job, str(archive))
             raw.mkdir(parents=True, exist_ok=True)
             for record in result["candidates"]:
                 for entry in [record["evaluation"], *record["rounds"]]:
                     if entry is not None:
                         _unpack(members, entry, raw)
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RecursionError, OSError) as problem:
-        raise Corrupt(f"{archive}: malformed result: {problem!r}") from problem
-    assert isinstance(result, dict)
+    except ZIP_FAULTS as problem:
+        raise Corrupt(f"{archive}: malformed result: {plain(repr(problem), 300)}") from problem
     return result
 
 
 def _unpack(members: zipfile.ZipFile, entry: Mapping[str, Any], raw: Path) -> None:
-    name = entry["file"]
-    if not MEMBER.match(name):
-        raise Corrupt(f"illegal name of a raw file: {name[:80]!r}")
+    name = entry["file"]  # checked to be a plain name by `answers.Member`
     data = members.read(name)
     if sha256_bytes(data) != entry["sha256"]:
         raise Corrupt(f"raw file {name}: sha256 differs from the result's")

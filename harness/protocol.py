@@ -33,8 +33,10 @@ BUSY_LOAD = 0.2
 
 @dataclass(frozen=True)
 class Profile:
-    """Numbers of one profile. `min_samples` counts all rounds together; `ci_half_width` is relative to the median;
-    `lenient` profiles label faults on `host` and emulated boards instead of refusing."""
+    """Numbers of one profile. `min_samples` counts all rounds together; `ci_half_width` is relative to the median: a
+    candidate whose interval is wider gets up to `extra_rounds` more, and then the label `wide_ci`; warm-up ends when
+    the medians of two blocks differ by less than `steady_percent`; `lenient` profiles label faults on `host` and
+    emulated boards instead of refusing."""
 
     name: str
     rounds: int
@@ -44,23 +46,25 @@ class Profile:
     window_seconds: float
     min_samples: int
     ci_half_width: float
+    extra_rounds: int
+    steady_percent: float
     lenient: bool = False
 
     def worker_numbers(self) -> dict[str, Any]:
-        """What one round on the board needs."""
+        """What the worker needs for rounds on the board."""
         numbers = asdict(self)
         numbers["min_samples"] = -(-self.min_samples // self.rounds)
-        for key in ("name", "ci_half_width", "lenient", "rounds"):
+        for key in ("name", "lenient", "rounds"):
             del numbers[key]
         return numbers
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 3, 10, 2, 20, 3, 64, 0.05, lenient=True),
-    "nightly": Profile("nightly", 5, 30, 10, 60, 12, 200, 0.02),
-    "publish": Profile("publish", 10, 30, 30, 120, 60, 662, 0.01),
+    "smoke": Profile("smoke", 3, 10, 2, 20, 3, 64, 0.05, 2, 5.0, lenient=True),
+    "nightly": Profile("nightly", 5, 30, 10, 60, 12, 200, 0.02, 5, 2.0),
+    "publish": Profile("publish", 10, 30, 30, 120, 60, 662, 0.01, 10, 1.0),
     # For EdgeSDK's own tests: the whole path in a second; its figures mean nothing, so they carry the label `quick`.
-    "quick": Profile("quick", 2, 2, 0.02, 0.5, 0.05, 8, 1.0, lenient=True),
+    "quick": Profile("quick", 2, 2, 0.02, 0.5, 0.05, 8, 1.0, 0, 5.0, lenient=True),
 }
 
 

@@ -55,6 +55,16 @@ class Session:
             self._transport.close()
             self._transport = None
 
+    def once(self, action: Callable[[Transport], Result]) -> Result:
+        """Run one step over the connection that there is, without waiting for another.
+
+        Raises:
+            Unreachable: there is no connection. Everything else that the step raises.
+        """
+        if self._transport is None:
+            raise Unreachable(f"{self.board.name}: not connected")
+        return action(self._transport)
+
     def step(self, action: Callable[[Transport], Result]) -> Result:
         """Run one step, reconnecting as long as patience lasts.
 

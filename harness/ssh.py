@@ -23,6 +23,7 @@ import paramiko
 from edgesdk.errors import BoardError, ConfigError, Deadline
 from edgesdk.harness.board import Board
 from edgesdk.harness.hostkeys import check_host_key, pinned_keys, scan_host_key, trust
+from edgesdk.harness.text import plain, plain_line
 from edgesdk.harness.transport import CHUNK, Bounded, Sink, StreamTransport, unreachable
 
 __all__ = ["SshTransport", "scan_host_key", "trust"]
@@ -119,7 +120,7 @@ class SshTransport(StreamTransport):
         except paramiko.AuthenticationException as problem:
             key = self.board.key or "any key of yours"
             raise BoardError(
-                f"{self.where}: {self.board.user or 'the user'} may not log in with {key}: {problem}",
+                f"{self.where}: {self.board.user or 'the user'} may not log in with {key}: {plain(str(problem), 300)}",
                 "add the public key to ~/.ssh/authorized_keys on the board",
             ) from problem
         except (OSError, EOFError, paramiko.SSHException) as problem:
@@ -171,7 +172,7 @@ class SshTransport(StreamTransport):
             # paramiko says -1 for a lost connection and for a signal alike; only the latter ends with EOF.
             raise unreachable(self.where, f"connection lost while {argv[0]} ran")
         if out.process is None:
-            text = " ".join((out.noise + error.noise)[-300:].decode("utf-8", "replace").split())
+            text = plain_line((out.noise + error.noise)[-300:].decode("utf-8", "replace"))
             raise BoardError(
                 f"{self.where}: the login shell runs no commands: {text or 'no message'}",
                 "give the user a POSIX shell (chsh -s /bin/sh)",

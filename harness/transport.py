@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from edgesdk.errors import BoardError, ConfigError, DiskFull, ReadOnly, Unreachable
+from edgesdk.harness.text import plain, plain_line
 
 OUTPUT_LIMIT = 4 << 20
 CHUNK = 1 << 15
@@ -39,8 +40,8 @@ class Completed:
 
     @property
     def error_text(self) -> str:
-        """The end of stderr on one line, for messages."""
-        return " ".join(self.stderr[-400:].decode("utf-8", "replace").split())
+        """The end of stderr on one printable line, for messages."""
+        return plain_line(self.stderr[-400:].decode("utf-8", "replace"))
 
 
 class Transport(Protocol):
@@ -186,7 +187,7 @@ def check_remote(path: str) -> str:
 
 def file_error(where: str, code: int, text: str) -> BoardError:
     """The error class of a failed file command, from its (LC_ALL=C) message."""
-    words = " ".join(text.split())[-300:]
+    words = plain_line(text[-300:])
     if "No space left" in text or "Disk quota exceeded" in text:
         return DiskFull(f"{where}: no space left on the board: {words}", "free space, or remove ~/.edgesdk there")
     if "Read-only file system" in text:
@@ -196,4 +197,5 @@ def file_error(where: str, code: int, text: str) -> BoardError:
 
 def unreachable(where: str, found: object) -> Unreachable:
     """An `Unreachable` with the usual hint."""
-    return Unreachable(f"{where}: {found}", "check power, cable, address and port, or `edgesdk boards list`")
+    hint = "check power, cable, address and port, or `edgesdk boards list`"
+    return Unreachable(f"{where}: {plain(str(found), 300)}", hint)

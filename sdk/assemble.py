@@ -47,7 +47,7 @@ def assemble(
         board=board.name,
         provenance=board.provenance,
         started="",
-        package=str(out / "packages"),
+        package=str(out / "packages" / "fp32.edgepkg"),
         package_sha256=content_digest(package),
         seed=0,
         goals={},

@@ -36,6 +36,7 @@ from edgesdk.stopwatch import Stopwatch
 from edgesdk.store import Store
 from edgesdk.targets import Target, load_target
 
+BASELINE = "fp32.edgepkg"
 Progress = Callable[[str, int, int], None]
 
 
@@ -141,13 +142,14 @@ def recipe_goals(recipes: Sequence[Recipe]) -> Mapping[str, str] | None:
 def compress_all(
     job: Job, recipes: Sequence[Recipe], request: Request, out: Path, progress: Progress
 ) -> dict[str, Compressed]:
-    """Apply every recipe; the packages are written under `out/packages`. A recipe that cannot run stops the build
-    before any work."""
+    """Apply every recipe; the packages are written under `out/packages`, the imported one as `fp32.edgepkg`. A
+    recipe that cannot run stops the build before any work."""
     outline = outline_of(job.package, job.train is not None)
     refused = [reason for recipe in recipes for reason in check_recipe(recipe, outline)[0]]
     if refused:
         raise ConfigError("; ".join(refused), "edgesdk plan shows what would run")
     results = {}
+    write_package(job.package, out / "packages" / BASELINE)
     for recipe in recipes:
         context = job.context(recipe.seed if request.seed is None else request.seed, progress)
         results[recipe.name] = compress(job.package, recipe, context, request.state / "cache")

@@ -83,7 +83,8 @@ def test_results_select_verify_and_report_work_from_the_store(
     assert "int8-neon" in capsys.readouterr().out
     page = Path(str(document["report"]))
     assert page.is_file() and (page.parent / "report.md").is_file()
-    package = Path(str(document["package"])) / "int8.edgepkg"
+    assert run(["verify", str(document["package"])]) == 0
+    package = Path(str(document["package"])).with_name("int8.edgepkg")
     assert run(["verify", str(package)]) == 0
     (package / "graph" / "model.onnx").write_bytes(b"tampered")
     assert run(["verify", str(package)]) == 3
@@ -116,7 +117,7 @@ def test_the_same_build_twice_makes_the_same_packages(
     job = import_job(None, None, None)
     (recipe,) = load_recipes("int8")
     again = run_stage(recipe.stages[0], job.package, job.context(0, lambda what, done, total: None))
-    packages = folder / str(document["package"])
+    packages = (folder / str(document["package"])).parent
     original = json.loads((packages / "int8.edgepkg" / "manifest.json").read_text())
     assert package_digest(packages / "fp32.edgepkg") == content_digest(job.package)
     assert original["lineage"][-1]["parent"] == again.lineage[-1].parent == content_digest(job.package)

@@ -39,6 +39,8 @@ def check(package: Outlined, target: Target) -> list[str]:
     reasons = []
     if package.scheme not in SCHEMES:
         reasons.append(f"scheme {package.scheme!r}: the NEON build has {', '.join(SCHEMES)}")
+    if package.scheme not in target.schemes:
+        reasons.append(f"neon: target {target.name} does not list the scheme {package.scheme}")
     for step in (lambda: _compiler(target), lambda: make_plan(package.graph, package.sequence)):
         try:
             step()

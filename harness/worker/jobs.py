@@ -17,7 +17,7 @@ from typing import Any
 from edgesdk.harness.worker import store, work
 
 FINAL = ("done", "failed")
-STOP_SECONDS = 10.0
+STOP_SECONDS = 6.0
 
 
 def job_folder(state: str, identity: str) -> str:
@@ -74,6 +74,19 @@ def stop(state: str, identity: str) -> "dict[str, Any]":
     while is_alive(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
     return look(state, identity)
+
+
+def remove(state: str, identity: str, spec: "str | None") -> None:
+    """Remove the folder of a job that has ended, and its document; a job that lives keeps both."""
+    folder = job_folder(state, identity)
+    if is_alive(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if spec:
+        try:
+            os.unlink(os.path.join(state, "blobs", store.digest_name(spec)))
+        except OSError:
+            pass
 
 
 def is_alive(folder: str) -> bool:

@@ -15,9 +15,12 @@ def main() -> int:
         command = commands.add_parser(name)
         command.add_argument("--state", required=True)
         command.add_argument("--job", required=True)
+        if name != "look":
+            command.add_argument("--spec", required=name == "start")
         if name == "start":
-            command.add_argument("--spec", required=True)
             command.add_argument("--pack")
+        if name == "stop":
+            command.add_argument("--remove", action="store_true")
     runner.add_commands(commands.add_parser("runtime"))
     arguments = parser.parse_args()
     if arguments.command == "runtime":
@@ -36,5 +39,8 @@ def main() -> int:
     elif arguments.command == "look":
         jobs.print_json(jobs.look(state, arguments.job))
     else:
-        jobs.print_json(jobs.stop(state, arguments.job))
+        status = jobs.stop(state, arguments.job)
+        if arguments.remove:
+            jobs.remove(state, arguments.job, arguments.spec)
+        jobs.print_json(status)
     return 0

@@ -10,6 +10,7 @@ from edgesdk.harness.worker import blocks, child, count, store, timing
 
 ROUND_INTEGERS = ("count", "batch", "p50_ns", "cold_load_ns", "first_inference_ns")
 COUNTED_INPUTS = 4
+COUNTED_INPUTS_THAT_DIFFER = 8
 
 
 def parse_round(stdout: bytes) -> "dict[str, Any]":
@@ -26,16 +27,27 @@ def parse_round(stdout: bytes) -> "dict[str, Any]":
     if found.get("version") != 1:
         raise ValueError("edgesdk.round version {!r}, expected 1".format(found.get("version")))
     for key in ROUND_INTEGERS:
-        if type(found.get(key)) is not int or not 0 <= found[key] < 1 << 62:
+        if not _is_whole(found.get(key)):
             raise ValueError(f"edgesdk.round: {key} is {found.get(key)!r}, expected a whole number")
     if found["count"] < 1 or found["batch"] < 1:
         raise ValueError("edgesdk.round: no samples")
     if type(found.get("steady")) is not bool:
         raise ValueError("edgesdk.round: steady is {!r}".format(found.get("steady")))
+    # Only what is known goes on: the rest is whatever a runner likes to print.
+    record = {key: found[key] for key in ROUND_INTEGERS + ("steady",)}
     for key in ("peak_rss_bytes", "cpu_ns"):
-        if type(found.get(key)) is not int or not 0 <= found[key] < 1 << 62:
-            found[key] = None
-    return found
+        record[key] = found[key] if _is_whole(found.get(key)) else None
+    warmup = found.get("warmup")
+    record["warmup"] = None
+    if isinstance(warmup, dict) and _is_whole(warmup.get("iterations")):
+        seconds = warmup.get("seconds")
+        if type(seconds) in (int, float) and 0 <= seconds < 1e9:
+            record["warmup"] = {"iterations": warmup["iterations"], "seconds": seconds}
+    return record
+
+
+def _is_whole(value: "Any") -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 class Candidate:
@@ -101,6 +113,10 @@ class Candidate:
         arguments = ["bench", "--inputs", self.golden_inputs, "--n", str(self.n), "--seed", str(seed)]
         for key in ("warmup_iterations", "warmup_seconds", "window_seconds", "min_samples", "max_warmup_seconds"):
             arguments += ["--" + key.replace("_", "-"), str(profile[key])]
+        # Runners take 5 % when nothing is said: binaries of before this option know no other.
+        steady_percent = profile.get("steady_percent", timing.STEADY_PERCENT)
+        if steady_percent != timing.STEADY_PERCENT:
+            arguments += ["--steady-percent", str(steady_percent)]
         arguments += ["--samples", samples]
         predicted = profile["max_warmup_seconds"] + profile["window_seconds"]
         predicted += (profile["min_samples"] + profile["warmup_iterations"]) * per_inference_s
@@ -122,8 +138,12 @@ class Candidate:
         return record
 
     def counted(self, seed: int, plugin: str, counts: str, limit_s: float) -> "dict[str, Any]":
-        """One counted round under qemu-user's plugin; `counts` is the file for the plugin's raw lines."""
-        rows = timing.seeded_order(self.n, seed)[:COUNTED_INPUTS]
+        """One counted round under qemu-user's plugin; `counts` is the file for the plugin's raw lines.
+
+        Where the work depends on the input (its real length), more inputs are counted.
+        """
+        most = COUNTED_INPUTS_THAT_DIFFER if self.document.get("work") == "per_input" else COUNTED_INPUTS
+        rows = timing.seeded_order(self.n, seed)[:most]
         with open(self.golden_inputs, "rb") as stream:
             data = blocks.take_rows(stream.read(), self.document["inputs"], self.n, rows)
         inputs = os.path.join(self.work, "count.bin")

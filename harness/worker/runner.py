@@ -41,6 +41,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             command.add_argument("--max-warmup-seconds", type=float, required=True)
             command.add_argument("--window-seconds", type=float, required=True)
             command.add_argument("--min-samples", type=int, required=True)
+            command.add_argument("--steady-percent", type=float, default=timing.STEADY_PERCENT)
             command.add_argument("--samples", required=True)
 
 
@@ -94,7 +95,7 @@ def _bench(runtime: Runtime, arguments: argparse.Namespace, loaded: int) -> None
     block = len(order) if runtime.document.get("work") == "per_input" else timing.BLOCK
     options = timing.Options(
         arguments.warmup_iterations, arguments.warmup_seconds, arguments.max_warmup_seconds,
-        arguments.window_seconds, arguments.min_samples, block,
+        arguments.window_seconds, arguments.min_samples, block, arguments.steady_percent,
     )
     before = timing.now_ns()
     runtime.infer(order[0])

@@ -1,12 +1,13 @@
 """The timed round: warm-up until steady, then a window of samples on CLOCK_MONOTONIC_RAW."""
 
 import array
+import math
 import random
 import time
 from collections.abc import Callable
 from typing import Any
 
-STEADY = 0.05
+STEADY_PERCENT = 5.0
 BLOCK = 10
 SHORT_NS = 1000000
 
@@ -26,6 +27,27 @@ def median(values: "list[int]") -> float:
     return float(ordered[half]) if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2.0
 
 
+# 97.5 % quantiles of Student's t for 1 … 19 degrees of freedom.
+T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093,
+)
+
+
+def is_wide(medians: "list[int]", half_width: float) -> bool:
+    """Is the 95 % t interval on the logarithms of round medians wider than `half_width` of the median to each side?
+
+    The same question as the label `wide_ci` asks on the host; one round has no interval and is wide.
+    """
+    if len(medians) < 2 or min(medians) <= 0:
+        return True
+    logs = [math.log(value) for value in medians]
+    mean = math.fsum(logs) / len(logs)
+    variance = math.fsum((value - mean) ** 2 for value in logs) / (len(logs) - 1)
+    quantile = T_QUANTILES[min(len(logs) - 1, len(T_QUANTILES)) - 1]
+    return 2 * math.sinh(quantile * math.sqrt(variance / len(logs))) > 2 * half_width
+
+
 def seeded_order(n: int, seed: int) -> "list[int]":
     """The order in which n inputs are cycled."""
     order = list(range(n))
@@ -33,13 +55,13 @@ def seeded_order(n: int, seed: int) -> "list[int]":
     return order
 
 
-def is_steady(durations: "list[int]", block: int) -> bool:
-    """Medians of the last two blocks differ by less than 5 %."""
+def is_steady(durations: "list[int]", block: int, percent: float = STEADY_PERCENT) -> bool:
+    """Medians of the last two blocks differ by less than `percent`."""
     if len(durations) < 2 * block:
         return False
     before = median(durations[-2 * block : -block])
     after = median(durations[-block:])
-    return abs(after - before) < STEADY * before
+    return abs(after - before) < percent / 100.0 * before
 
 
 class Options:
@@ -47,7 +69,7 @@ class Options:
 
     def __init__(
         self, warmup_iterations: int, warmup_seconds: float, max_warmup_seconds: float, window_seconds: float,
-        min_samples: int, block: int,
+        min_samples: int, block: int, steady_percent: float = STEADY_PERCENT,
     ) -> None:
         self.warmup_iterations = warmup_iterations
         self.warmup_seconds = warmup_seconds
@@ -55,6 +77,7 @@ class Options:
         self.window_seconds = window_seconds
         self.min_samples = min_samples
         self.block = block
+        self.steady_percent = steady_percent
 
 
 def timed_round(infer: "Callable[[int], Any]", order: "list[int]", options: Options) -> "dict[str, Any]":
@@ -76,7 +99,7 @@ def timed_round(infer: "Callable[[int], Any]", order: "list[int]", options: Opti
         durations.append(after - before)
         elapsed = (after - start) / 1e9
         if len(durations) >= options.warmup_iterations and elapsed >= options.warmup_seconds:
-            steady = is_steady(durations, options.block)
+            steady = is_steady(durations, options.block, options.steady_percent)
             if steady:
                 break
         if elapsed >= options.max_warmup_seconds:

@@ -10,9 +10,8 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from edgesdk.harness.worker import blocks, facts, parallel, rounds, store
+from edgesdk.harness.worker import blocks, facts, parallel, rounds, store, timing
 
-Progress = Callable[[str, int, int], None]
 GOLDEN_LIMIT_S = 900.0
 # qemu-user computes floats one by one in software: some golden rows show there what all of them show on a board.
 EMULATED_GOLDEN_ROWS = 8
@@ -33,7 +32,9 @@ def failure_of(problem: OSError) -> JobFailed:
     return JobFailed(kinds.get(problem.errno or 0, "board"), str(problem))
 
 
-def do_job(state: str, folder: str, job: "dict[str, Any]", progress: Progress) -> "dict[str, Any]":
+def do_job(
+    state: str, folder: str, job: "dict[str, Any]", progress: "Callable[[str, int, int], None]"
+) -> "dict[str, Any]":
     """Run the job and write `result.zip` into `folder`.
 
     Returns:
@@ -47,12 +48,12 @@ def do_job(state: str, folder: str, job: "dict[str, Any]", progress: Progress) -
     os.makedirs(work)
     before = facts.snapshot()
     specs = job["candidates"]
-    total = len(specs) * (2 + (job["rounds"] if job["mode"] != "none" else 0))
+    total = [len(specs) * (2 + (job["rounds"] if job["mode"] != "none" else 0))]
     done = [0]
     step = ["start"]
 
     def tick() -> None:
-        progress(step[0], done[0], total)
+        progress(step[0], done[0], total[0])
 
     def enter(name: str) -> None:
         step[0] = name
@@ -75,8 +76,14 @@ def do_job(state: str, folder: str, job: "dict[str, Any]", progress: Progress) -
             enter("evaluate " + spec["name"])
             job_at.evaluate(index)
             done[0] += 1
-        for round_index in range(job["rounds"] if job["mode"] != "none" else 0):
+        least = job["rounds"] if job["mode"] != "none" else 0
+        most = least + (job["profile"].get("extra_rounds", 0) if job["mode"] == "timed" else 0)
+        for round_index in range(most):
             order = list(range(len(candidates)))
+            if round_index >= least:
+                # More rounds, up to the profile's number, for candidates whose interval is still too wide.
+                order = [index for index in order if job_at.is_wide(index)]
+                total[0] += len(order)
             random.Random(job["seed"] * 1000003 + round_index).shuffle(order)
             for index in order:
                 if not candidates[index].failed:
@@ -124,6 +131,12 @@ class _Job:
         for round_index in range(self.job["rounds"]):
             if not self.candidates[index].failed:
                 self.round(index, round_index)
+
+    def is_wide(self, index: int) -> bool:
+        """Does a candidate that runs need more rounds for the interval that the profile asks for?"""
+        candidate = self.candidates[index]
+        medians = [entry["p50_ns"] for entry in candidate.record["rounds"]]
+        return not candidate.failed and timing.is_wide(medians, float(self.job["profile"]["ci_half_width"]))
 
     def golden(self, index: int) -> None:
         """Check the candidate against its golden outputs; on an emulated board against some of them."""

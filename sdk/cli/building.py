@@ -124,7 +124,7 @@ def _print_build(document: dict[str, Any]) -> None:
     print_table(columns, rows, f"{document['target']} on {document['board']}")
     selected = document["selected"]
     print_table(("result", ""), [("selected", selected or "none: no candidate meets the goals"),
-                                 ("report", document["report"]), ("packages", document["package"])])
+                                 ("report", document["report"]), ("fp32 package", document["package"])])
 
 
 def _row(candidate: dict[str, Any], document: dict[str, Any]) -> tuple[str, ...]:

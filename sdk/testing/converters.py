@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from edgesdk.converters.artifact import DTYPES, Artifact, read_artifact, tolerance
-from edgesdk.converters.base import Converter
+from edgesdk.converters.base import Converter, length_input
 from edgesdk.evaluate import sqnr_db
 from edgesdk.files import atomic_folder
 from edgesdk.package import Package, content_digest
@@ -30,6 +31,7 @@ from edgesdk.targets import Target, load_target
 from edgesdk.testing.models import SPECS, random_package, staged
 
 SCHEMES = ("fp32", "w8a8", "w8a8-dynamic")
+Converted = tuple[Package, Path, Artifact]
 
 
 @cache
@@ -69,19 +71,24 @@ class ConverterTestCase:
         with atomic_folder(folder) as temporary:
             return self.module().convert(package, self.board(), temporary)
 
-    def test_artifact_of_every_package_is_read_again(self, tmp_path: Path) -> None:
-        for number, package in enumerate(self.packages()):
-            artifact = self.convert(package, tmp_path / str(number))
-            assert read_artifact(tmp_path / str(number)) == _as_read(artifact)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def converted(cls, tmp_path_factory: pytest.TempPathFactory) -> list[Converted]:
+        """All packages, converted once for all tests: compilers take their time."""
+        case, folder = cls(), tmp_path_factory.mktemp("converted")
+        folders = [(package, folder / str(number)) for number, package in enumerate(case.packages())]
+        return [(package, path, case.convert(package, path)) for package, path in folders]
+
+    def test_artifact_of_every_package_is_read_again(self, converted: list[Converted]) -> None:
+        for package, folder, artifact in converted:
+            assert read_artifact(folder) == _as_read(artifact)
             assert artifact.converter == self.module().name
             assert (artifact.scheme, artifact.target) == (package.scheme, self.board().name)
             assert artifact.package == content_digest(package)
             assert 0 < artifact.bytes <= artifact.bytes_with_runtime
 
-    def test_runtime_gives_the_golden_outputs(self, tmp_path: Path) -> None:
-        for number, package in enumerate(self.packages()):
-            folder = tmp_path / str(number)
-            artifact = self.convert(package, folder)
+    def test_runtime_gives_the_golden_outputs(self, converted: list[Converted]) -> None:
+        for package, folder, artifact in converted:
             inputs = golden_block(folder / artifact.golden.inputs, artifact.golden.n, artifact.inputs)
             (expected,) = golden_block(folder / artifact.golden.outputs, artifact.golden.n, artifact.outputs)
             rows = [
@@ -98,20 +105,23 @@ class ConverterTestCase:
                 equal = (outputs.argmax(-1) == expected.argmax(-1)).mean()
                 assert equal >= artifact.golden.labels_equal, where
 
-    def test_tolerance_is_the_one_of_the_scheme(self, tmp_path: Path) -> None:
-        for number, package in enumerate(self.packages()):
-            golden = self.convert(package, tmp_path / str(number)).golden
+    def test_tolerance_is_the_one_of_the_scheme(self, converted: list[Converted]) -> None:
+        for package, _, artifact in converted:
+            golden = artifact.golden
             assert (golden.kind, golden.limit, golden.labels_equal) == tolerance(package.scheme)
             assert golden.n == len(package.samples.golden_outputs)
 
-    def test_golden_outputs_are_those_of_the_package(self, tmp_path: Path) -> None:
-        for number, package in enumerate(self.packages()):
-            folder = tmp_path / str(number)
-            artifact = self.convert(package, folder)
+    def test_golden_outputs_are_those_of_the_package(self, converted: list[Converted]) -> None:
+        for package, folder, artifact in converted:
             (outputs,) = golden_block(folder / artifact.golden.outputs, artifact.golden.n, artifact.outputs)
             static = package.scheme == "w8a8"
             expected = package.samples.golden_outputs if static else package.samples.golden_float
             np.testing.assert_array_equal(outputs, expected)
+
+    def test_padding_is_cut_only_where_no_row_of_it_is_output(self, converted: list[Converted]) -> None:
+        for package, _, artifact in converted:
+            assert artifact.length_input in (None, length_input(package))
+            assert artifact.length_input is None or artifact.work == "per_input"
 
     def test_equal_packages_give_equal_files(self, tmp_path: Path) -> None:
         for package in self.packages()[:3]:

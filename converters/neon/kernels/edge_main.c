@@ -3,7 +3,7 @@
  *   model info
  *   model run   --inputs IN.bin --n N --outputs OUT.bin
  *   model bench --inputs IN.bin --n N --samples SAMPLES.bin [--seed S] [--warmup-iterations I] [--warmup-seconds X]
- *               [--max-warmup-seconds C] [--window-seconds W] [--min-samples M]
+ *               [--max-warmup-seconds C] [--window-seconds W] [--min-samples M] [--steady-percent P]
  *   model count --inputs IN.bin --n N
  *
  * IN.bin holds for each input in order a raw little-endian block [n, ...]. Exit codes: 64 usage, 65 a bad input file,
@@ -25,7 +25,7 @@ static const int64_t SHORT_NS = 1000000; /* samples are at least this long */
 typedef struct {
   const char *inputs, *outputs, *samples;
   long n, seed, warmup_iterations, min_samples;
-  double warmup_seconds, max_warmup_seconds, window_seconds;
+  double warmup_seconds, max_warmup_seconds, window_seconds, steady_percent;
 } options;
 
 static char *rows;     /* the whole input file */
@@ -62,13 +62,13 @@ static long whole(const char *text, const char *key) {
 static double seconds(const char *text, const char *key) {
   char *end;
   double value = strtod(text, &end);
-  if (*end || end == text || !(value >= 0) || isinf(value)) fail(USAGE, "not a number of seconds", key);
+  if (*end || end == text || !(value >= 0) || isinf(value)) fail(USAGE, "not a number that is 0 or more", key);
   return value;
 }
 
 static options parse(int count, char **words) {
   options o = {.n = -1, .warmup_iterations = 20, .min_samples = 100, .warmup_seconds = 0.5, .max_warmup_seconds = 10,
-               .window_seconds = 1};
+               .window_seconds = 1, .steady_percent = 5};
   for (int at = 0; at < count; at += 2) {
     const char *key = words[at];
     if (at + 1 == count) fail(USAGE, "missing value", key);
@@ -83,6 +83,7 @@ static options parse(int count, char **words) {
     else if (!strcmp(key, "--warmup-seconds")) o.warmup_seconds = seconds(value, key);
     else if (!strcmp(key, "--max-warmup-seconds")) o.max_warmup_seconds = seconds(value, key);
     else if (!strcmp(key, "--window-seconds")) o.window_seconds = seconds(value, key);
+    else if (!strcmp(key, "--steady-percent")) o.steady_percent = seconds(value, key);
     else fail(USAGE, "unknown option", key);
   }
   if (!o.inputs || o.n < 1) fail(USAGE, "--inputs IN.bin and --n N (at least 1) are needed", NULL);
@@ -173,11 +174,11 @@ static double median(const int64_t *values, size_t count) {
   return middle;
 }
 
-/* The medians of the last two blocks differ by less than 5 %. */
-static int is_steady(const int64_t *durations, size_t count) {
+/* The medians of the last two blocks differ by less than `percent`. */
+static int is_steady(const int64_t *durations, size_t count, double percent) {
   if (count < 2 * BLOCK) return 0;
   double before = median(durations + count - 2 * BLOCK, BLOCK), last = median(durations + count - BLOCK, BLOCK);
-  return fabs(last - before) < 0.05 * before;
+  return fabs(last - before) < percent / 100 * before;
 }
 
 static void append(int64_t **values, size_t *count, int64_t value) {
@@ -225,7 +226,8 @@ static void bench(const options *o, int64_t cold_load) {
     int64_t after = now();
     append(&warm, &warmed, after - before);
     elapsed = after - start;
-    if (warmed >= (size_t)o->warmup_iterations && elapsed >= o->warmup_seconds * 1e9) steady = is_steady(warm, warmed);
+    if (warmed >= (size_t)o->warmup_iterations && elapsed >= o->warmup_seconds * 1e9)
+      steady = is_steady(warm, warmed, o->steady_percent);
     if (steady) break;
     if (elapsed >= o->max_warmup_seconds * 1e9) break;
   }

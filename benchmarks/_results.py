@@ -1,0 +1,44 @@
+"""What every benchmark writes: `results/NAME.json` (format `edgesdk.benchmark`, version 1)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edgesdk.cli.output import say
+from edgesdk.files import canonical_json, write_atomic
+
+FOLDER = Path(__file__).parent / "results"
+PACKAGES = ("edgesdk", "torch", "onnxruntime", "ai-edge-litert", "numpy")
+
+
+def write_result(name: str, figures: list[dict[str, Any]]) -> None:
+    """Write the document of the benchmark `benchmarks/NAME.py`."""
+    document = {
+        "format": "edgesdk.benchmark", "version": 1, "command": f"python benchmarks/{name}.py",
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "figures": figures,
+    }
+    write_atomic(FOLDER / f"{name}.json", canonical_json(document))
+    missed = sum(entry["met"] is False for entry in figures)
+    say(f"wrote benchmarks/results/{name}.json: {len(figures)} figures, {missed} missed")
+
+
+def figure(
+    name: str, value: Any, unit: str, goal: str | None = None, met: bool | None = None, provenance: str = "measured",
+    interval: Any = None,
+) -> dict[str, Any]:
+    """One entry; numbers are rounded to four digits."""
+    rounded = float(f"{value:.4g}") if isinstance(value, float) else value
+    entry = {"figure": name, "value": rounded, "unit": unit, "goal": goal, "met": met, "provenance": provenance}
+    return entry | ({"ci95": [float(f"{end:.4g}") for end in interval]} if interval else {})
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
