@@ -184,7 +184,7 @@ def check(model: type[BaseModel], document: Any, where: str) -> dict[str, Any]:
 
 def check_result(document: Any, request: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check a result against the job document that asked for it: same job, same candidates in the same order, no round
-    and no evaluation that was not asked for.
+    and no evaluation that was not asked for, nothing left out without a reason.
 
     Raises:
         Corrupt: the first fault is named.
@@ -207,8 +207,13 @@ def check_result(document: Any, request: Mapping[str, Any], where: str) -> dict[
         if record["evaluation"] is not None and record["evaluation"]["n"] != asked:
             got = record["evaluation"]["n"]
             raise Corrupt(f"{where}: malformed: {name} has an evaluation of {got} inputs, asked for {asked}")
-        if record["rounds"] and record["golden"] is None:
+        golden = record["golden"]
+        if record["rounds"] and golden is None:
             raise Corrupt(f"{where}: malformed: {name} has rounds without a golden check")
+        least = 0 if request["mode"] == "none" else request["rounds"]
+        whole = golden and golden["passed"] and len(indices) >= least and (asked is None or record["evaluation"])
+        if not whole and not record["reasons"]:
+            raise Corrupt(f"{where}: malformed: {name} is not complete and gives no reason")
     return result
 
 

@@ -13,7 +13,8 @@ class Board:
     `host` None means this machine, without SSH. `known_hosts` is the file of pinned host keys (one per farm file).
     `python` is the interpreter on the board; `state` the folder for artifacts and jobs, relative to the user's home.
     `counting_plugin` is the path, on an emulated board, of the instruction-counting plugin for qemu-user; a process
-    started with QEMU_PLUGIN=`PATH,out=FILE` in its environment appends its counts to FILE.
+    started with QEMU_PLUGIN=`PATH,out=FILE` in its environment appends its counts to FILE. `meter` says that farm.toml
+    names an energy meter for it.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Board:
     python: str = "python3"
     state: str = ".edgesdk"
     counting_plugin: str | None = None
+    meter: bool = False
     tags: tuple[str, ...] = ()
 
     @property

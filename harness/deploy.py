@@ -5,6 +5,7 @@ Bytes go to `NAME.part`, are checked on the board, and get their name by a renam
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgesdk.files import sha256_file
 from edgesdk.harness.session import Session
 from edgesdk.harness.transport import Completed, Transport, check_remote, file_error
 
+SIZE = re.compile("[0-9]{1,18}")
 TRIES = 3
 SMALL_BYTES = 1 << 20
 SPARE_BYTES = 64 << 20
@@ -133,9 +135,9 @@ def _look(
     _must(completed, state)
     for line in completed.text.splitlines():
         words = line.split()
-        if len(words) == 3 and words[0] in found and words[2].isascii() and words[2].isdigit():
+        if len(words) == 3 and words[0] in found and SIZE.fullmatch(words[2]):
             found[words[0]] = (words[1], int(words[2]))
-        elif len(words) == 3 and words[0] == "free" and words[1].isascii() and words[1].isdigit():
+        elif len(words) == 3 and words[0] == "free" and SIZE.fullmatch(words[1]):
             free = int(words[1]) * 1024
     return found, free
 

@@ -19,6 +19,8 @@ def unmeasured_energy(board: Board, target: Target, facts: Mapping[str, Any]) ->
     """The `energy_mj` part of a measurement: a null value and why."""
     if board.emulated:
         reason = "no power sensor: an emulated board uses no power of its own"
+    elif board.meter:
+        reason = "a meter is configured, but this release does not read meters yet"
     elif target.power.source == "rapl":
         rails = facts.get("rapl")
         reason = "no power sensor: RAPL (/sys/class/powercap) is missing or not readable"

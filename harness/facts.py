@@ -75,6 +75,14 @@ def check_identity(board: Board, facts: Mapping[str, Any]) -> None:
         )
 
 
+def serial_of(facts: Mapping[str, Any]) -> str | None:
+    """What identifies the machine: its serial number, or its machine id where it has none (or only zeros)."""
+    for found in (facts.get("serial"), facts.get("machine_id")):
+        if found and set(found) != {"0"}:
+            return str(found)
+    return None
+
+
 def collect_facts(session: Session, worker: str) -> dict[str, Any]:
     """Facts as `harness/worker/facts.py` lists them; the identity is checked."""
     facts = ask_worker(session, worker, "facts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -15,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgesdk.errors import ConfigError
 from edgesdk.files import write_atomic
 from edgesdk.harness.board import Board
+from edgesdk.harness.text import plain
 
 FORMAT, VERSION = "edgesdk.farm", 1
+SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{3,63}")
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 HOST = Board(name="host", target="host", python=sys.executable)
 
@@ -63,7 +66,7 @@ def load_farm(path: Path) -> dict[str, Board]:
     for name, entry in _read(path).boards.items():
         if not NAME.match(name) or name == HOST.name:
             raise ConfigError(f"{path}: boards.{name}: not a name for a board", "lower-case letters, digits, '-', '_'")
-        values = entry.model_dump(exclude={"meter", "key", "known_hosts"})
+        values = entry.model_dump(exclude={"key", "known_hosts"}) | {"meter": entry.meter is not None}
         key = _relative_to(path, entry.key) if entry.key else None
         boards[name] = Board(name=name, key=key, known_hosts=_relative_to(path, entry.known_hosts), **values)
     return boards
@@ -95,6 +98,36 @@ def add_board(path: Path, name: str, values: Mapping[str, Any]) -> Board:
     _parse(text, str(path))
     write_atomic(path, text.encode())
     return load_farm(path)[name]
+
+
+def pin_serial(path: Path, name: str, serial: str) -> bool:
+    """Write `serial` into the table of a board that has none; the file is kept as it is otherwise.
+
+    Returns:
+        False where the board has a serial already; nothing is written then.
+
+    Raises:
+        ConfigError: no such board, not a serial number, or a table that is not written as `[boards.NAME]`.
+    """
+    board = load_farm(path).get(name)
+    if board is None or name == HOST.name:
+        raise ConfigError(f"{path}: has no board {name!r}")
+    if board.serial is not None:
+        return False
+    if not SERIAL.fullmatch(serial):
+        raise ConfigError(f"{path}: boards.{name}: {plain(serial, 80)!r} does not look like a serial number")
+    header = re.compile(rf"^[ \t]*\[ *boards *\. *([\"']?){re.escape(name)}\1 *\][ \t]*(#.*)?$", re.MULTILINE)
+    text = path.read_text()
+    wanted = tomllib.loads(text)
+    wanted["boards"][name]["serial"] = serial
+    for found in header.finditer(text):
+        changed = f"{text[: found.end()]}\nserial = {_toml(serial)}{text[found.end() :]}"
+        # What looks like a header may be inside a string of many lines: only the wanted change is written.
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            if tomllib.loads(changed) == wanted:
+                write_atomic(path, changed.encode())
+                return True
+    raise ConfigError(f"{path}: has no table [boards.{name}] to write into", f"add serial = {_toml(serial)} by hand")
 
 
 def _read(path: Path) -> _Farm:

@@ -16,6 +16,7 @@ from edgesdk.harness.protocol import BUSY_LOAD, E_LOAD, E_THROTTLED, LABELS, PRO
 from edgesdk.harness.worker.count import mean_counts, parse_counts
 
 REPEATABLE = 0.01
+FEWEST_INPUTS = 32
 
 
 def read_raw(folder: Path, name: str, digest: str) -> bytes:
@@ -66,7 +67,7 @@ def latency(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         labels.add("wide_ci")
     if sum(entry["count"] for entry in rounds) < profile.min_samples:
         labels.add("few_samples")
-    if document["golden"]["n"] < 32:
+    if document["golden"]["n"] < FEWEST_INPUTS:
         labels.add("few_inputs")
     if profile.name == "quick":
         labels.add("quick")
@@ -77,7 +78,7 @@ def latency(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def instructions(folder: Path, document: Mapping[str, Any], provenance: str) -> dict[str, Any]:
-    """`instructions` of a measurement with counted rounds: means per inference over all rounds."""
+    """`instructions` of a measurement with counted rounds: means per inference over all rounds; `n` inputs each."""
     counts = []
     for entry in document["rounds"]:
         text = read_raw(folder, entry["samples"], entry["sha256"]).decode("utf-8", "replace")
@@ -89,10 +90,15 @@ def instructions(folder: Path, document: Mapping[str, Any], provenance: str) -> 
     means = mean_counts(counts)
     totals = [entry["total"] for entry in counts]
     value = means.pop("total")
-    steady = max(totals) - min(totals) <= REPEATABLE * max(1, value)
+    n = min(entry["count"] for entry in document["rounds"])
+    labels = []
+    # Where the work depends on the input, the mean of few of them is a rough one.
+    if document["work"] == "per_input" and n < FEWEST_INPUTS:
+        labels.append("few_inputs")
+    if max(totals) - min(totals) > REPEATABLE * max(1, value):
+        labels.append("not_repeatable")
     return {
-        "value": value, "provenance": provenance, "classes": means, "rounds": totals,
-        "labels": [] if steady else ["not_repeatable"],
+        "value": value, "provenance": provenance, "classes": means, "rounds": totals, "n": n, "labels": labels,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import re
 import secrets
 import select
 import shlex
@@ -30,6 +31,7 @@ __all__ = ["SshTransport", "scan_host_key", "trust"]
 
 CONNECT_SECONDS = 15.0
 KILL_SECONDS = 5.0
+PROCESS = re.compile(rb"[0-9]{1,9}")
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 # The first line of each stream, after whatever the user's shell prints at login: a nonce and the process id.
 FRAME = 'printf "\\036%s %s\\n" "$0" "$$"; printf "\\036%s %s\\n" "$0" "$$" >&2; export {}; exec "$@"'
@@ -54,7 +56,9 @@ class Frame:
         if end < 0:
             self.noise = self.noise[-CHUNK:]
             return
-        self.process = int(self.noise[start + len(self.mark) : end])
+        number = self.noise[start + len(self.mark) : end].strip()
+        # A board that writes anything else gets a number that no process has: there is nothing to kill then.
+        self.process = int(number) if PROCESS.fullmatch(number) else 0
         rest, self.noise = self.noise[end + 1 :], b""
         if rest:
             self.sink.feed(rest)
@@ -181,7 +185,7 @@ class SshTransport(StreamTransport):
 
     def _kill(self, process: int | None) -> None:
         """Kill the process group of an overdue command (sshd makes the command a session of its own)."""
-        if process is None or not self._client.is_active():
+        if not process or not self._client.is_active():
             return
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
             channel = self._client.open_session(timeout=KILL_SECONDS)

@@ -26,10 +26,10 @@ from edgesdk.harness.measure import probe
 from edgesdk.harness.protocol import load_profile
 from edgesdk.importing import Job, import_job
 from edgesdk.package import write_package
-from edgesdk.recipe import Recipe, check_recipe, default_recipes, load_recipes
+from edgesdk.recipe import Recipe, check_recipe, default_recipes
 from edgesdk.record import BuildRecord
 from edgesdk.reports.report import write_report
-from edgesdk.request import Request
+from edgesdk.request import Request, chosen_converters, chosen_recipes, recipe_goals
 from edgesdk.select import Selection, check_measurable, select
 from edgesdk.stages import outline_of
 from edgesdk.stopwatch import Stopwatch
@@ -104,39 +104,6 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
         write_selection(record, selection, out)
         clock.lap("judge, select, report")
         return Build(record, selection, build_document(record, selection, page), page, out, clock.laps)
-
-
-def chosen_recipes(request: Request) -> list[Recipe]:
-    """The recipes asked for; empty means the default ones, which depend on the data."""
-    recipes = [recipe for source in request.recipes for recipe in load_recipes(source)]
-    names = [recipe.name for recipe in recipes]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two recipes are named {name!r}", "candidates are named by recipe: rename a file")
-    return recipes
-
-
-def chosen_converters(request: Request) -> list[str]:
-    """The converters asked for, or all of the target."""
-    target = load_target(request.target)
-    for name in request.converters:
-        if name in target.missing:
-            raise ConfigError(f"converter {name}: {target.missing[name]}")
-        if name not in target.converters:
-            known = ", ".join(target.converters)
-            raise ConfigError(f"target {target.name} has no converter {name!r}", f"one of {known}")
-    return list(request.converters or target.converters)
-
-
-def recipe_goals(recipes: Sequence[Recipe]) -> Mapping[str, str] | None:
-    """The goals that the recipes ask for; two recipes must not contradict one another."""
-    goals: dict[str, str] = {}
-    for recipe in recipes:
-        for key, value in recipe.goals.items():
-            if goals.setdefault(key, value) != value:
-                found = f"{goals[key]!r} in one recipe, {value!r} in {recipe.name}"
-                raise ConfigError(f"goal {key}: {found}", "give the goals by --goal")
-    return goals or None
 
 
 def compress_all(

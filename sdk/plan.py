@@ -13,9 +13,8 @@ from edgesdk.converters import converter
 from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
 from edgesdk.errors import ConfigError, Unmeasured
 from edgesdk.importing import import_job
-from edgesdk.pipeline import chosen_converters, chosen_recipes, recipe_goals
 from edgesdk.recipe import Recipe, check_recipe, default_recipes
-from edgesdk.request import Request
+from edgesdk.request import Request, chosen_converters, chosen_recipes, recipe_goals
 from edgesdk.select import check_measurable
 from edgesdk.stages import Outline, outline_of
 from edgesdk.targets import Target, load_target

@@ -1,4 +1,4 @@
-"""What a build is asked for, and the command line that asks for it again."""
+"""What a build is asked for: the request, what it chooses, and the command line that asks for it again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from edgesdk.errors import ConfigError
+from edgesdk.recipe import Recipe, load_recipes
+from edgesdk.targets import load_target
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,36 @@ class Request:
             for value in values:
                 words += [option, value]
         return (*words, "--profile", self.profile)
+
+
+def chosen_recipes(request: Request) -> list[Recipe]:
+    """The recipes asked for; empty means the default ones, which depend on the data."""
+    recipes = [recipe for source in request.recipes for recipe in load_recipes(source)]
+    names = [recipe.name for recipe in recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two recipes are named {name!r}", "candidates are named by recipe: rename a file")
+    return recipes
+
+
+def chosen_converters(request: Request) -> list[str]:
+    """The converters asked for, or all of the target."""
+    target = load_target(request.target)
+    for name in request.converters:
+        if name in target.missing:
+            raise ConfigError(f"converter {name}: {target.missing[name]}")
+        if name not in target.converters:
+            known = ", ".join(target.converters)
+            raise ConfigError(f"target {target.name} has no converter {name!r}", f"one of {known}")
+    return list(request.converters or target.converters)
+
+
+def recipe_goals(recipes: Sequence[Recipe]) -> Mapping[str, str] | None:
+    """The goals that the recipes ask for; two recipes must not contradict one another."""
+    goals: dict[str, str] = {}
+    for recipe in recipes:
+        for key, value in recipe.goals.items():
+            if goals.setdefault(key, value) != value:
+                found = f"{goals[key]!r} in one recipe, {value!r} in {recipe.name}"
+                raise ConfigError(f"goal {key}: {found}", "give the goals by --goal")
+    return goals or None

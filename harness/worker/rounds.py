@@ -41,7 +41,7 @@ def parse_round(stdout: bytes) -> "dict[str, Any]":
     record["warmup"] = None
     if isinstance(warmup, dict) and _is_whole(warmup.get("iterations")):
         seconds = warmup.get("seconds")
-        if type(seconds) in (int, float) and 0 <= seconds < 1e9:
+        if isinstance(seconds, (int, float)) and 0 <= seconds < 1e9:
             record["warmup"] = {"iterations": warmup["iterations"], "seconds": seconds}
     return record
 

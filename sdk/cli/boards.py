@@ -9,7 +9,7 @@ import typer
 
 from edgesdk.boards import FARM
 from edgesdk.cli.output import print_json, print_mapping, print_table, say
-from edgesdk.errors import ConfigError
+from edgesdk.errors import ConfigError, EdgeSDKError
 from edgesdk.harness.board import Board
 
 app = typer.Typer(help="The boards you own, and emulated ones.", no_args_is_help=True)
@@ -90,6 +90,26 @@ def trust(
         fingerprint = typer.prompt("type the fingerprint that the board shows", err=True)
     pinned = pin(board, fingerprint)
     say(f"pinned {pinned.kind} {pinned.fingerprint} in {board.known_hosts}")
+    _pin_serial(board, farm)
+
+
+def _pin_serial(board: Board, farm: Path) -> None:
+    """Ask the trusted board for its serial number and write it into the farm file; say so where that cannot be."""
+    from edgesdk.harness.facts import serial_of
+    from edgesdk.harness.farm import load_farm, pin_serial
+    from edgesdk.harness.measure import probe as probe_board
+
+    if board.serial is not None or board.name not in load_farm(farm):
+        return
+    by_hand = f"the serial number is not pinned; add `serial` to [boards.{board.name}] in {farm}"
+    try:
+        serial = serial_of(probe_board(board))
+        if serial is None:
+            say(f"{board.name} tells no serial number and no machine id: {by_hand}")
+        elif pin_serial(farm, board.name, serial):
+            say(f"pinned serial {serial} in {farm}")
+    except EdgeSDKError as problem:
+        say(f"{problem.message}: {by_hand}, or run `edgesdk boards trust {board.name}` again")
 
 
 @app.command("emulate", epilog="Example: edgesdk boards emulate rpi5; edgesdk boards emulate rpi5 --stop")

@@ -85,7 +85,8 @@ def test_int8_loses_at_most_a_point(
 def test_the_demo_is_int8_by_the_rule(packages: tuple[Package, Package]) -> None:
     original, package = packages
     share = integer_share(lower(package.graph, package.sequence))
-    # By hand, 17 tokens, 3 layers: linears 4 · 64² + 2 · 64 · 256, patches 16 · 4 · 64, attention 2 · 17 · 64 each token
+    # By hand, for 17 tokens and 3 layers: linears 4 · 64² + 2 · 64 · 256 and attention 2 · 17 · 64 for each token,
+    # patches 16 · 4 · 64, classifier (float) 640.
     integer = 3 * 17 * (4 * 64**2 + 2 * 64 * 256) + 16 * 4 * 64
     assert share == pytest.approx(integer / (integer + 640 + 3 * 17 * 2 * 17 * 64))
     assert share >= LEAST_SHARE

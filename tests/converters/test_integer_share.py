@@ -42,7 +42,8 @@ def test_weights_alone_are_a_quarter(bert: dict[str, Sample], scheme: str) -> No
     """int8 matrices with their scales, from the graph itself, against the fp32 matrices that they replace."""
     whole = {tensor.name: tensor for tensor in onnx.load_from_string(bert["fp32"].graph).graph.initializer}
     quantized = {tensor.name: tensor for tensor in onnx.load_from_string(bert[scheme].graph).graph.initializer}
-    matrices = {name for name, tensor in quantized.items() if name in whole and tensor.data_type == onnx.TensorProto.INT8}
+    int8 = onnx.TensorProto.INT8
+    matrices = {name for name, tensor in quantized.items() if name in whole and tensor.data_type == int8}
     scales = {f"{name}.scale" for name in matrices}
     assert scales <= quantized.keys()
     assert len(matrices) == 2 + 6 * 4 + 2
@@ -79,7 +80,8 @@ def test_long_sequences_are_not_called_int8(tmp_path: Path, name: str) -> None:
     assert share < 0.5
     assert converter(name).check(package, host) == []
     (note,) = [note for note in converter(name).convert(package, host, tmp_path).notes if "integer kernels" in note]
-    assert note == f"only {np.floor(1000 * share) / 10:g} % of the MACs run in integer kernels: not int8 by EdgeSDK's rule"
+    percent = f"{np.floor(1000 * share) / 10:g} %"
+    assert note == f"only {percent} of the MACs run in integer kernels: not int8 by EdgeSDK's rule"
 
 
 BERT_LONG = TransformerSpec(

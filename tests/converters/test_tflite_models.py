@@ -12,7 +12,7 @@ import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from litert_runtime import operators, run, undelegated
-from sample_graphs import SCHEMES, SPECS, Sample, make, sample, sqnr_db
+from sample_graphs import SCHEMES, SPECS, Sample, sample, sqnr_db
 from sample_graphs import run as run_onnx
 
 from edgesdk.converters import converter, tflite
@@ -23,12 +23,8 @@ from edgesdk.converters.tflite.model import translate
 from edgesdk.errors import ConvertError
 from edgesdk.package import Package, replace
 from edgesdk.targets import load_target
-from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
 HOST = load_target("host")
-BERT = TransformerSpec(
-    TokenEmbedding(8000, 512), 256, (Layer(4, 4, 64, 1024),) * 4, "post", 1e-12, "gelu", "cls", pooler=True, classes=4
-)
 
 
 def file(case: Sample) -> bytes:
@@ -89,13 +85,6 @@ def test_every_large_layer_is_int8(scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
 def test_small_models_shrink_to_a_third(scheme: str) -> None:
     assert len(file(sample("vit", scheme))) <= 0.35 * len(sample("vit", "fp32").graph)
-
-
-@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
-def test_an_encoder_with_a_vocabulary_shrinks_to_a_quarter(scheme: str) -> None:
-    case = make(BERT, scheme, 64)
-    float_bytes = sum(4 * value.size for value in case.weights.values())
-    assert len(file(case)) <= 0.27 * float_bytes
 
 
 def test_equal_graphs_give_equal_bytes_in_every_process(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from edgesdk.errors import ConfigError, Identity
 from edgesdk.harness.board import Board
-from edgesdk.harness.facts import check_identity
-from edgesdk.harness.farm import add_board, find_board, load_farm
+from edgesdk.harness.energy import unmeasured_energy
+from edgesdk.harness.facts import check_identity, serial_of
+from edgesdk.harness.farm import add_board, find_board, load_farm, pin_serial
+from edgesdk.targets.target import load_target
 
 FARM = """format = "edgesdk.farm"
 version = 1
@@ -38,7 +40,7 @@ def test_boards_are_read(path: Path) -> None:
     farm = load_farm(path)
     assert farm["pi5-desk"] == Board(
         "pi5-desk", "raspberry-pi/5", "192.0.2.17", 22, "edge", path.parent / "keys/edge", path.parent / "known_hosts",
-        "10000000a1b2c3d4", tags=("desk", "active-cooler"),
+        "10000000a1b2c3d4", meter=True, tags=("desk", "active-cooler"),
     )
     assert find_board("raspberry-pi/5", farm) is farm["pi5-desk"]
     assert find_board("host", farm) is farm["host"]
@@ -92,3 +94,63 @@ def test_identity() -> None:
     check_identity(Board("a", "host"), {})
     with pytest.raises(Identity, match="'42'.*'43'"):
         check_identity(board, {"serial": "43", "machine_id": "44"})
+
+
+BARE = FARM.replace('serial = "10000000a1b2c3d4"\n', "")
+
+
+@pytest.mark.parametrize("header", ["[boards.pi5-desk]", '[ boards."pi5-desk" ]  # mine', "[boards.'pi5-desk']"])
+def test_serial_is_pinned_once(path: Path, header: str) -> None:
+    """The serial goes into the board's table; every other byte stays; a pinned one is never changed."""
+    text = BARE.replace("[boards.pi5-desk]", header)
+    path.write_text(text)
+    assert pin_serial(path, "pi5-desk", "10000000ffff0000") is True
+    assert path.read_text() == text.replace(header, header + '\nserial = "10000000ffff0000"')
+    assert load_farm(path)["pi5-desk"].serial == "10000000ffff0000"
+    assert pin_serial(path, "pi5-desk", "20000000ffff0000") is False
+    assert load_farm(path)["pi5-desk"].serial == "10000000ffff0000"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "serial", "words"),
+    [
+        (BARE, "pi5-desk", 'x"\n[boards.evil]', "does not look like a serial"),
+        (BARE, "other", "10000000ffff0000", "has no board 'other'"),
+        (BARE, "host", "10000000ffff0000", "has no board 'host'"),
+        ('format = "edgesdk.farm"\nversion = 1\nboards.a = {target = "host", host = "192.0.2.1"}\n', "a", "12345",
+         "has no table [boards.a]"),
+    ],
+)
+def test_serial_that_cannot_be_pinned(path: Path, text: str, name: str, serial: str, words: str) -> None:
+    """The file stays as it was, and the message says why."""
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        pin_serial(path, name, serial)
+    assert words in caught.value.message
+    assert path.read_text() == text
+
+
+def test_header_inside_a_string_is_not_a_table(path: Path) -> None:
+    """A text that only looks like the board's table is left alone."""
+    noise = 'python = "python3"\n[boards.decoy]\ntarget = """\n[boards.pi5-desk]\n"""\nhost = "192.0.2.9"\n'
+    text = BARE.replace("# the desk\n", "[boards.first]\ntarget = 'host'\nhost = '192.0.2.8'\n" + noise)
+    path.write_text(text)
+    pin_serial(path, "pi5-desk", "10000000ffff0000")
+    assert load_farm(path)["decoy"].target == "\n[boards.pi5-desk]\n".removeprefix("\n")
+    assert load_farm(path)["pi5-desk"].serial == "10000000ffff0000"
+
+
+def test_what_identifies_a_machine() -> None:
+    """The serial, else the machine id; zeros are no serial."""
+    assert serial_of({"serial": "1000abcd", "machine_id": "b"}) == "1000abcd"
+    assert serial_of({"serial": "0000000000000000", "machine_id": "abcd"}) == "abcd"
+    assert serial_of({"serial": None, "machine_id": None}) is None
+
+
+def test_a_meter_that_is_not_read_is_said_to_be_there() -> None:
+    """A configured meter changes the reason, never the value."""
+    target = load_target("jetson")
+    without = unmeasured_energy(Board("a", target.name, "h"), target, {})
+    found = unmeasured_energy(Board("a", target.name, "h", meter=True), target, {})
+    assert found["reason"] == "a meter is configured, but this release does not read meters yet" != without["reason"]
+    assert found["value"] is None and found["provenance"] == "unmeasured"

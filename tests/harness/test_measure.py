@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -41,7 +42,8 @@ def test_onnx_end_to_end(host: Board, target: Target, tmp_path: Path) -> None:
         progress=lambda *step: steps.append(step),
     )
     assert first["valid"] and first["reasons"] == []
-    assert first["golden"] == {"passed": True, "kind": "max_abs", "value": 0.0, "limit": 1e-4, "labels_equal": None, "n": 32}
+    verdict = {"passed": True, "kind": "max_abs", "value": 0.0, "limit": 1e-4, "labels_equal": None, "n": 32}
+    assert first["golden"] == verdict
     raw = (tmp_path / "work" / first["artifact"] / first["evaluation"]["outputs"]).read_bytes()
     np.testing.assert_allclose(np.frombuffer(raw, "<f4").reshape(50, 3), rows @ weights(), atol=1e-5)
     assert [entry["index"] for entry in first["rounds"]] == [0, 1]
@@ -79,10 +81,92 @@ def test_counting_board_reports_instructions_only(host: Board, target: Target, t
     assert document["valid"], document["reasons"]
     # The runner reports 2000 + row for each of four inferences.
     assert document["instructions"]["value"] == 2002 and document["instructions"]["classes"] == {"dot": 16}
+    assert (document["instructions"]["n"], document["instructions"]["labels"]) == (4, [])
     assert document["instructions"]["provenance"] == document["provenance"] == "emulated"
     assert document["latency_ms"]["p50"] is None and document["latency_ms"]["provenance"] == "unmeasured"
     assert document["peak_rss_bytes"]["provenance"] == "unmeasured"
     assert [entry["p50_ns"] for entry in document["rounds"]] == [None, None]
+
+
+def test_inputs_that_differ_in_work_are_counted_in_greater_number(host: Board, target: Target, tmp_path: Path) -> None:
+    """Eight rows where the work depends on the input; the document says how many, and that they are few."""
+    board = Board("emu", "host", python=host.python, emulated=True, counting_plugin=str(tmp_path / "plugin.so"))
+    (document,) = run(board, target, tmp_path, runner_artifact(tmp_path / "a", runner(), work="per_input"))
+    assert document["valid"], document["reasons"]
+    assert [entry["count"] for entry in document["rounds"]] == [8, 8]
+    assert (document["instructions"]["n"], document["instructions"]["labels"]) == (8, ["few_inputs"])
+
+
+# A runner whose rounds take 0.1, 0.2, 0.3 ... ms (or 0.1 ms always), by a file that counts them.
+PACED = (
+    "rounds = open({path!r}, 'a+'); rounds.write('x' * (options.action == 'bench')); rounds.flush(); rounds.seek(0); "
+    "pace = iter(range(0, 1 << 60, 100000 * {step})); time.monotonic_ns = lambda: next(pace)"
+)
+
+
+@pytest.mark.parametrize(("step", "rounds"), [("(len(rounds.read()) or 1)", 4), ("1", 2)])
+def test_more_rounds_until_the_interval_is_narrow(
+    host: Board, target: Target, tmp_path: Path, step: str, rounds: int
+) -> None:
+    """Where round medians differ, the profile's extra rounds are run, no more, and the label stays; else none is."""
+    profile = dataclasses.replace(QUICK, extra_rounds=2, ci_half_width=0.05)
+    program = runner(PACED.format(path=str(tmp_path / "rounds"), step=step))
+    (document,) = measure(
+        host, target, [runner_artifact(tmp_path / "a", program)], evaluation=None, profile=profile, seed=0,
+        workdir=tmp_path / "work",
+    )
+    assert document["valid"], document["reasons"]
+    assert [entry["index"] for entry in document["rounds"]] == list(range(rounds))
+    p50s = [25_000 * (index + 1 if rounds == 4 else 1) for index in range(rounds)]
+    assert [entry["p50_ns"] for entry in document["rounds"]] == p50s
+    assert document["latency_ms"]["rounds"] == rounds
+    wide = document["latency_ms"]["ci95"][1] - document["latency_ms"]["ci95"][0] > 0.1 * document["latency_ms"]["p50"]
+    assert wide == (rounds == 4)
+
+
+def test_outputs_that_are_not_finite_are_not_kept(host: Board, target: Target, tmp_path: Path) -> None:
+    """NaN for an evaluation input: that candidate is invalid, its neighbour is not."""
+    rows = golden_rows(5, seed=1)
+    rows[3, 0] = np.nan
+    bad = runner_artifact(tmp_path / "bad", runner(), name="bad")
+    careful = runner().replace(b"infer(row)]", b"map(lambda x: x if x == x else 0.0, infer(row))]")
+    good = runner_artifact(tmp_path / "good", careful, name="good")
+    first, second = run(host, target, tmp_path, bad, good, evaluation=Evaluation([rows], 5))
+    assert first["reasons"] == ["E_ACCURACY: evaluation outputs hold NaN or infinity"]
+    assert first["evaluation"] is None and not first["valid"]
+    assert not (tmp_path / "work" / first["artifact"] / "evaluation.bin").exists()
+    assert second["valid"], second["reasons"]
+    assert second["evaluation"]["n"] == 5
+
+
+def test_samples_that_give_no_figures_are_a_reason(host: Board, target: Target, tmp_path: Path) -> None:
+    """One candidate with a sample that is not positive: it is invalid, the other one is measured."""
+    line = b"samples.append(time.monotonic_ns() - start)"
+    bad = runner_artifact(tmp_path / "bad", runner().replace(line, b"samples.append(-1)"), name="bad")
+    bad_too = runner_artifact(tmp_path / "zero", runner().replace(line, b"samples.append(0)"), name="zero")
+    good = runner_artifact(tmp_path / "good", runner(), name="good")
+    first, second, third = run(host, target, tmp_path, bad, good, bad_too)
+    assert second["valid"], second["reasons"]
+    assert third["rounds"] == [] and third["latency_ms"]["p50"] is None and not third["valid"]
+    words = "E_CRASH: no figures follow from the raw files: round-0.bin: has samples that are not positive"
+    assert third["reasons"] == [words]
+    assert not first["valid"] and first["reasons"][0].startswith("E_CRASH")
+
+
+def test_a_measurement_is_replaced_only_by_a_whole_one(
+    host: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A harness that dies while it writes leaves the earlier document and its raw files."""
+    folder = runner_artifact(tmp_path / "a", runner())
+    (document,) = run(host, target, tmp_path, folder)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("edgesdk.harness.document.figures.latency", _stop)
+        run(host, target, tmp_path, folder)
+    assert verify_measurement(tmp_path / "work" / document["artifact"]) == json.loads(canonical_json(document))
+
+
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -81,4 +81,5 @@ def test_rounds_together_reach_the_sample_minimum() -> None:
         assert numbers["min_samples"] * profile.rounds >= profile.min_samples
         assert set(numbers) == {
             "warmup_iterations", "warmup_seconds", "max_warmup_seconds", "window_seconds", "min_samples",
+            "ci_half_width", "extra_rounds", "steady_percent",
         }

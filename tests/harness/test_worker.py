@@ -12,10 +12,12 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from harness_python36 import newer_than_3_6
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesdk.harness.pack import pack_worker
+from edgesdk.harness.protocol import PROFILES, interval
 from edgesdk.harness.worker import blocks, child, count, facts, rounds, store, timing
 
 FOLDER = files("edgesdk.harness.worker")
@@ -29,16 +31,47 @@ TENSORS = [{"dtype": "float32", "shape": [1, 2]}]
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_runs_on_python_3_6(name: str) -> None:
-    """Syntax of 3.6, no annotations that 3.6 would have to evaluate, nothing newer from `subprocess`."""
-    tree = ast.parse(SOURCES[name], feature_version=(3, 6))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            assert node.module != "__future__", "annotations are of 3.7"
-        if isinstance(node, ast.keyword):
-            assert node.arg not in ("capture_output", "text", "strict", "dirs_exist_ok", "required") or _is_option(node)
-        for annotation in _annotations(node):
-            plain = isinstance(annotation, (ast.Constant, ast.Name, ast.Attribute))
-            assert plain, f"{name}:{annotation.lineno}: annotation is evaluated by 3.6: quote it"
+    """No syntax, no evaluated annotation and no call that Python 3.6 does not have."""
+    assert newer_than_3_6(SOURCES[name]) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from collections.abc import Callable\nProgress = Callable[[str, int, int], None]",
+        "import collections\ncount = collections.Counter[str]()",
+        "from typing import Any\nwords = dict[str, Any]()",
+        "def f(x: list[int]) -> None: pass",
+        "def f(x) -> int | None: pass",
+        "x: list[int] = []",
+        "from __future__ import annotations",
+        "if (n := 3) > 2: pass",
+        "def f(a, /): pass",
+        'print(f"{x=}")',
+        "x = {} | {}",
+        "x |= {1: 2}",
+        "match x:\n  case 1: pass",
+        "with (open(a) as b, open(c) as d): pass",
+        "try: pass\nexcept* ValueError: pass",
+        "'abc'.removeprefix('a')",
+        "'abc'.removesuffix('c')",
+        "'abc'.isascii()",
+        "import subprocess\nsubprocess.run(['a'], capture_output=True)",
+        "import subprocess\nsubprocess.Popen(['a'], text=True)",
+        "zip(a, b, strict=True)",
+        "import time\ntime.monotonic_ns()",
+        "import math\nmath.prod([1])",
+        "import shlex\nshlex.join(['a'])",
+        "from dataclasses import dataclass",
+        "import importlib.metadata",
+        "import shutil\nshutil.copytree(a, b, dirs_exist_ok=True)",
+        "def f():\n  return 1, *rest",
+        "breakpoint()",
+    ],
+)
+def test_newer_python_is_found(line: str) -> None:
+    """The check itself sees what it is there for."""
+    assert newer_than_3_6(line)
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
@@ -214,17 +247,41 @@ def test_order_is_seeded() -> None:
     assert sorted(timing.seeded_order(32, 1)) == list(range(32))
 
 
-def _is_option(node: ast.keyword) -> bool:
-    """`required=True` of add_argument is old; only that of add_subparsers is of 3.7."""
-    return node.arg == "required"
+def test_steadiness_is_by_the_given_percent() -> None:
+    """3 % of change: steady at 5 %, not at 2 %."""
+    durations = [1000] * 10 + [1030] * 10
+    assert timing.is_steady(durations, 10) and timing.is_steady(durations, 10, 3.1)
+    assert not timing.is_steady(durations, 10, 3.0) and not timing.is_steady(durations, 10, 2.0)
 
 
-def _annotations(node: ast.AST) -> list[ast.expr]:
-    if isinstance(node, ast.arg):
-        return [node.annotation] if node.annotation else []
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return [node.returns] if node.returns else []
-    return [node.annotation] if isinstance(node, ast.AnnAssign) else []
+def test_t_quantiles_are_those_of_scipy() -> None:
+    """The table on the board, to its three digits."""
+    from scipy import stats
+
+    expected = [round(float(stats.t.ppf(0.975, freedom)), 3) for freedom in range(1, len(timing.T_QUANTILES) + 1)]
+    assert list(timing.T_QUANTILES) == expected
+    most = max(profile.rounds + profile.extra_rounds for profile in PROFILES.values())
+    assert len(timing.T_QUANTILES) >= most - 1
+
+
+@given(st.lists(st.integers(900_000, 1_100_000), min_size=2, max_size=20), st.sampled_from([0.01, 0.02, 0.05]))
+@settings(max_examples=200, deadline=None)
+def test_board_and_host_agree_on_what_is_wide(medians: list[int], limit: float) -> None:
+    """The question that asks for more rounds is the one that gives the label (but for the table's three digits)."""
+    center, low, high = interval([float(value) for value in medians])
+    excess = (high - low) / (2 * limit * center)
+    if abs(excess - 1) > 1e-3:
+        assert timing.is_wide(medians, limit) == (excess > 1)
+    assert timing.is_wide(medians[:1], limit)
+
+
+def test_round_keeps_only_what_is_known() -> None:
+    """Junk beside the known keys, not even JSON, does not travel on."""
+    line = json.dumps({**ROUND, "x": 1, "warmup": {"iterations": 3, "seconds": 1.5, "y": [1]}})[:-1] + ', "z": NaN}'
+    found = rounds.parse_round(line.encode())
+    assert found["warmup"] == {"iterations": 3, "seconds": 1.5}
+    assert set(found) == {*rounds.ROUND_INTEGERS, "steady", "peak_rss_bytes", "cpu_ns", "warmup"}
+    assert rounds.parse_round(json.dumps({**ROUND, "warmup": "no"}).encode())["warmup"] is None
 
 
 def _standard_library() -> frozenset[str]:

@@ -10,8 +10,8 @@ import pytest
 from edgesdk import compress as compress_module
 from edgesdk.errors import ConfigError
 from edgesdk.files import canonical_json
-from edgesdk.pipeline import Request
 from edgesdk.plan import make_plan, predicted_bytes, recipes_of
+from edgesdk.request import Request
 from edgesdk.stages import outline_of
 from edgesdk.targets import load_target
 from edgesdk.testing.converters import SCHEMES, sample_package
