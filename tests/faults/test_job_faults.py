@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from harness_artifacts import runner, runner_artifact
 
-from edgesdk.errors import BoardError, Busy, Corrupt, Identity
+from edgesdk.errors import BoardError, Busy, Corrupt, Identity, Unreachable
 from edgesdk.files import canonical_json, sha256_bytes
 from edgesdk.harness.board import Board
 from edgesdk.harness.deploy import deploy
@@ -165,9 +165,20 @@ def test_no_python_on_the_board(host: Board) -> None:
         ask_worker(session, deploy_worker(session), "facts")
 
 
+ROUND: dict[str, Any] = {
+    "index": 0, "file": "c0-round0.bin", "sha256": sha256_bytes(b"raw"), "count": 3, "batch": 1, "p50_ns": 5,
+    "cold_load_ns": 1, "first_inference_ns": 1, "peak_rss_bytes": 1, "cpu_ns": 1, "other_cpu": 0.0, "steady": True,
+}
+GOLDEN: dict[str, Any] = {"passed": True, "kind": "max_abs", "value": 0.0, "limit": 1e-4, "n": 32}
 RESULT: dict[str, Any] = {
-    "format": "edgesdk.job-result", "version": 1, "job": IDENTITY,
-    "candidates": [{"evaluation": None, "rounds": [{"file": "c0-round0.bin", "sha256": sha256_bytes(b"raw")}]}],
+    "format": "edgesdk.job-result", "version": 1, "job": IDENTITY, "before": {}, "after": {"loadavg1": 0.5},
+    "candidates": [
+        {"artifact": "f" * 64, "golden": GOLDEN, "evaluation": None, "rounds": [ROUND], "reasons": [], "raw": []},
+    ],
+}
+JOB: dict[str, Any] = {
+    "id": IDENTITY, "mode": "timed", "rounds": 1, "profile": {"extra_rounds": 0},
+    "candidates": [{"artifact": "f" * 64, "name": "x", "evaluation": None}],
 }
 
 
@@ -183,28 +194,49 @@ def archive(path: Path, result: dict[str, Any], name: str = "c0-round0.bin") -> 
 
 def entry(**values: Any) -> dict[str, Any]:
     """The result with a changed round."""
-    rounds = [{**RESULT["candidates"][0]["rounds"][0], **values}]
-    return {**RESULT, "candidates": [{"evaluation": None, "rounds": rounds}]}
+    return candidate(rounds=[{**ROUND, **values}])
+
+
+def candidate(**values: Any) -> dict[str, Any]:
+    """The result with a changed candidate."""
+    return {**RESULT, "candidates": [{**RESULT["candidates"][0], **values}]}
 
 
 @pytest.mark.parametrize(
     ("result", "words"),
     [
         ({**RESULT, "job": "b" * 64}, "is the result of job"),
-        ({**RESULT, "version": 2}, "version 2"),
+        ({**RESULT, "version": 2}, "version: .* found 2"),
         ({**RESULT, "candidates": None}, "malformed"),
+        ({**RESULT, "candidates": []}, "has 0 candidates"),
+        ({**RESULT, "candidates": RESULT["candidates"] * 2}, "has 2 candidates"),
+        ({**RESULT, "after": {"loadavg1": "high"}}, "after.loadavg1"),
+        ({**RESULT, "before": {"throttle_count": 1 << 70}}, "before.throttle_count"),
+        (candidate(artifact="e" * 64), "has 1 candidates"),
+        (candidate(golden=None), "without a golden check"),
+        (candidate(golden={**GOLDEN, "passed": False}), "gives no reason"),
+        (candidate(rounds=[]), "gives no reason"),
+        (candidate(rounds=[ROUND, ROUND]), r"rounds \[0, 0\]"),
+        (candidate(evaluation={"n": 3, "file": "c0-round0.bin", "sha256": ROUND["sha256"]}), "evaluation of 3 inputs"),
+        (candidate(reasons=[{"code": "E_X", "text": "\ud800"}]), "lone surrogate"),
+        (candidate(reasons=[{"code": "x", "text": "y"}]), "reasons.0.code"),
+        (entry(index=1), r"rounds \[1\]"),
+        (entry(count=float("nan")), "NaN is not a number"),
+        (entry(count=True), "count"),
+        (entry(batch=0), "batch"),
+        (entry(p50_ns=-1), "p50_ns"),
         (entry(sha256="0" * 64), "sha256 differs"),
-        (entry(file="../../x.bin"), "illegal name"),
+        (entry(file="../../x.bin"), "rounds.0.file"),
         (entry(file="c9-round9.bin"), "malformed"),
     ],
 )
 def test_results_that_are_not_accepted(tmp_path: Path, result: dict[str, Any], words: str) -> None:
     """A result of another job, of another version, with wrong digests or names is refused."""
     archive(tmp_path / "result.zip", RESULT)
-    assert read_result(tmp_path / "result.zip", IDENTITY, tmp_path / "raw")["job"] == IDENTITY
+    assert read_result(tmp_path / "result.zip", JOB, tmp_path / "raw")["job"] == IDENTITY
     archive(tmp_path / "result.zip", result)
     with pytest.raises(Corrupt, match=words):
-        read_result(tmp_path / "result.zip", IDENTITY, tmp_path / "raw2")
+        read_result(tmp_path / "result.zip", JOB, tmp_path / "raw2")
 
 
 def test_half_a_result_is_not_accepted(tmp_path: Path) -> None:
@@ -213,7 +245,7 @@ def test_half_a_result_is_not_accepted(tmp_path: Path) -> None:
     for size in (0, 10, len(data) // 2, len(data) - 1):
         (tmp_path / "result.zip").write_bytes(data[:size])
         with pytest.raises(Corrupt):
-            read_result(tmp_path / "result.zip", IDENTITY, tmp_path / "raw")
+            read_result(tmp_path / "result.zip", JOB, tmp_path / "raw")
 
 
 @pytest.mark.parametrize("memory", [b"", b"{", b"[]", b'{"request": 1, "id": 2}', b'{"request": "x", "id": "../../x"}'])
@@ -270,6 +302,43 @@ def test_cancelled_harness_stops_the_job(host: Board, target: Target, tmp_path: 
         )
     assert not Path(f"/proc/{trace.read_text()}").exists()
     assert not (tmp_path / "work/job.json").exists()
+    assert list((tmp_path / "home/.edgesdk/jobs").iterdir()) == []
+    left = [path.read_bytes() for path in (tmp_path / "home/.edgesdk/blobs").iterdir()]
+    assert not [data for data in left if b'"edgesdk.job"' in data], "the job's document stays on the board"
+    assert not [name for name in ("spec.json", "result.zip", "pack.zip") if (tmp_path / "work" / name).exists()]
+
+
+def test_cancelling_does_not_wait_for_a_board_that_is_gone(
+    host: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the line is cut: no reconnecting, and the job is remembered, to be found by a later call."""
+    gone = [False]
+    deadlines = []
+
+    class Cut(LocalTransport):
+        def run(self, argv: Any, deadline_s: float, input: Any = None, env: Any = None) -> Any:
+            if gone[0]:
+                deadlines.append(deadline_s)
+                raise Unreachable("cut")
+            return super().run(argv, deadline_s, input, env)
+
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith("golden"):
+            gone[0] = True
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgesdk.harness.job.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("edgesdk.harness.measure.Session", lambda board: Session(board, connect=lambda _: Cut()))
+    folder = runner_artifact(tmp_path / "a", runner("os.times(); time.sleep(1)"))
+    options: dict[str, Any] = {"evaluation": None, "profile": QUICK, "seed": 0, "workdir": tmp_path / "work"}
+    with pytest.raises(KeyboardInterrupt):
+        measure(host, target, [folder], progress=interrupt, **options)
+    assert len(deadlines) == 1 and deadlines[0] <= 15
+    known = json.loads((tmp_path / "work/job.json").read_bytes())["id"]
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (document,) = measure(host, target, [folder], **options)
+    assert document["id"] == sha256_bytes(f"{known} host {document['artifact']}".encode())
 
 
 def test_pack_with_wrong_bytes_is_refused(host: Board, tmp_path: Path) -> None:
