@@ -27,6 +27,9 @@ def run_bench(
         ConvertError: a folder is not an artifact.
         BoardError, MeasureError: see `edgesdk.harness.measure`.
     """
+    for folder in folders:
+        if not (folder / "artifact.json").is_file():
+            raise ConfigError(f"{folder} is not an artifact", "give folders such as OUT/artifacts/int8-neon of a build")
     targets = {read_artifact(folder).target for folder in folders}
     if len(targets) != 1:
         raise ConfigError(f"the artifacts are for different targets: {', '.join(sorted(targets))}", "bench one target")

@@ -73,8 +73,6 @@ def import_job(
             train_data = demo.train_data()
         if data is None:
             data = demo.test_data()
-    if data is None:
-        raise ConfigError("there is no evaluation data", "give --data module:function, or a .csv, .jsonl or .npz file")
     notes: list[str] = []
     source = _Source(model, sequence)
     source.name = name or source.name
@@ -84,6 +82,8 @@ def import_job(
             f"the model is a package that {len(source.existing.lineage) - 1} stages have changed already (from "
             f"{before.bytes} bytes): what is lost here is counted against it, not against what it came from"
         )
+    if data is None:
+        raise ConfigError("there is no evaluation data", "give --data module:function, or a .csv, .jsonl or .npz file")
     evaluation = source.load(data)
     train = None if train_data is None else source.load(train_data, like=evaluation)
     if len(evaluation) == 0:

@@ -68,6 +68,8 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
         check_measurable(goals, board.provenance)
         facts = probe(board)
         clock.lap("board")
+        if request.model is None:
+            say("no model was given: this builds the demo model (a ViT on scikit-learn's digits)")
         job = import_job(
             request.model, request.data, request.train_data, sequence=request.sequence, seed=request.sampling_seed
         )

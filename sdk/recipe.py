@@ -169,7 +169,8 @@ def _expand(entry: Mapping[str, Any], index: int, where: str) -> list[tuple[str,
 
 
 def _config_error(where: str, problem: ValidationError, known: list[str]) -> ConfigError:
-    first = problem.errors()[0]
+    # A misspelt key is also a missing one: say the misspelling.
+    first = min(problem.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)

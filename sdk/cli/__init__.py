@@ -40,6 +40,8 @@ def run(arguments: Sequence[str]) -> int:
         print("cancelled", file=sys.stderr)
         return 130
     except Exit as ending:
+        if ending.exit_code == 130:
+            print("cancelled", file=sys.stderr)
         return ending.exit_code
     except BrokenPipeError:  # before OSError, which it is one of
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

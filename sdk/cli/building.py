@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgesdk.cli.output import print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from edgesdk.pipeline import Build
 
 Model = Annotated[str | None, typer.Option(help="transformers folder, module:function, or .edgepkg; default: the demo")]
 Data = Annotated[str | None, typer.Option(help="evaluation data: module:function, .csv, .jsonl or .npz")]
@@ -61,7 +64,7 @@ def build(
     if json:
         print_json(result.document)
     else:
-        _print_build(result.document)
+        _print_build(result)
     if result.selection.selected is not None:
         return 0
     return 1 if any(candidate.valid for candidate in result.record.candidates) else 3
@@ -89,7 +92,7 @@ def plan(
         (c["name"], c["scheme"], c["bytes"]["value"], c["macs"]["value"], "; ".join(c["reasons"]) or "would run")
         for c in document["candidates"]
     ]
-    print_table(("candidate", "scheme", "bytes (predicted)", "MACs (predicted)", "verdict"), rows)
+    print_table(("candidate", "scheme", "weight bytes (predicted)", "MACs (predicted)", "verdict"), rows)
     for reason in document["reasons"]:
         say(f"refused: {reason}")
     return int(document["exit_code"])
@@ -109,8 +112,11 @@ def bench(
     if json:
         print_json(documents)
     else:
+        from edgesdk import units
+
         rows = [
-            (d["name"], d["board"], d["latency_ms"]["p50"], d["latency_ms"]["p90"], d["instructions"]["value"],
+            (d["name"], d["board"], units.milliseconds(d["latency_ms"]["p50"]),
+             units.milliseconds(d["latency_ms"]["p90"]), units.count(d["instructions"]["value"]),
              "; ".join(d["reasons"]) or "valid")
             for d in documents
         ]
@@ -118,22 +124,28 @@ def bench(
     return 0 if all(document["valid"] for document in documents) else 5
 
 
-def _print_build(document: dict[str, Any]) -> None:
+def _print_build(result: Build) -> None:
+    document, record, selection = result.document, result.record, result.selection
     rows = [_row(candidate, document) for candidate in document["candidates"]]
     columns = ("candidate", "accuracy", "size", "p50", "p90", "instructions", "peak RSS", "verdict")
-    print_table(columns, rows, f"{document['target']} on {document['board']}")
-    selected = document["selected"]
-    print_table(("result", ""), [("selected", selected or "none: no candidate meets the goals"),
-                                 ("report", document["report"]), ("fp32 package", document["package"])])
+    title = f"{record.model} for {record.target} on {record.board} (figures are {record.provenance})"
+    print_table(columns, rows, title)
+    print_table(("result", ""), [
+        ("selected", selection.selected or "none: no candidate meets the goals"), ("because", selection.reason),
+        ("goals", "; ".join(selection.goals)), ("report", document["report"]), ("fp32 package", document["package"]),
+    ])
+    for note in dict.fromkeys((*selection.notes, *record.notes)):
+        say(f"note: {note}")
 
 
 def _row(candidate: dict[str, Any], document: dict[str, Any]) -> tuple[str, ...]:
     from edgesdk import units
 
     name, accuracy, latency = candidate["name"], candidate["accuracy"], candidate["latency_ms"]
+    judged = f"{units.percent(accuracy['value'])} of {accuracy['n']}" if accuracy["n"] else units.NONE
     chosen = "selected" if name == document["selected"] else document["why_not"].get(name, "")
     return (
-        name, units.percent(accuracy["value"]), units.size(candidate["artifact"]["bytes"]),
+        name, judged, units.size(candidate["artifact"]["bytes"]),
         units.milliseconds(latency["p50"]), units.milliseconds(latency["p90"]),
         units.count(candidate["instructions"]["value"]), units.size(candidate["peak_rss_bytes"]["value"]), chosen,
     )

@@ -41,6 +41,7 @@ def select(
     if json:
         print_json(selection_document(record, selection))
     else:
+        say(f"{record.model} for {record.target} on {record.board}, built {record.started} ({record.provenance})")
         rows = [("selected", selection.selected or "none"), *selection.why_not.items()]
         print_table(("candidate", "why not"), rows)
         for note in selection.notes:
@@ -58,6 +59,8 @@ def report(
     from edgesdk.reports.report import write_report
     from edgesdk.store import Store
 
+    if csv and json:
+        raise ConfigError("--csv and --json are two forms of the same table", "give one of them")
     results = Store(store, create=False)
     if csv:
         results.results().to_csv(sys.stdout, index=False)
@@ -65,7 +68,10 @@ def report(
     if json:
         sys.stdout.write(results.results().to_json(orient="records", indent=2) + "\n")
         return
-    say(f"report: {write_report(results, results.latest() if build is None else build, out)}")
+    number = results.latest() if build is None else build
+    record = results.build(number)
+    page = write_report(results, number, out)
+    say(f"report of build {number} ({record.model} for {record.target}, {record.started}): {page}")
 
 
 def verify(
