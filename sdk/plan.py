@@ -61,7 +61,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     return {
         "format": "edgesdk.plan", "version": 1, "target": target.name, "board": board, "provenance": provenance,
         "model": job.package.name, "candidates": candidates, "reasons": reasons, "exit_code": exit_code,
-        "notes": list(job.notes),
+        "notes": [*job.notes, *(f"{name}: {reason}" for name, reason in target.missing.items())],
     }
 
 

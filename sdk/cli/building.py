@@ -93,6 +93,8 @@ def plan(
         for c in document["candidates"]
     ]
     print_table(("candidate", "scheme", "weight bytes (predicted)", "MACs (predicted)", "verdict"), rows)
+    for note in document["notes"]:
+        say(f"note: {note}")
     for reason in document["reasons"]:
         say(f"refused: {reason}")
     return int(document["exit_code"])
