@@ -25,7 +25,10 @@ def main() -> None:
             interval = f" ({entry['ci95'][0]} … {entry['ci95'][1]})" if entry.get("ci95") else ""
             value = f"{entry['value']:,}" if isinstance(entry["value"], int) else entry["value"]
             met = {True: "yes", False: "**missed**", None: ""}[entry["met"]]
+            interval += f" (≥ {entry['lower95']})" if "lower95" in entry else ""
             text = f"{value} {entry['unit']}".strip() + interval
+            if entry["value"] is None:
+                text = f"not measured: {entry['reason']}" if "reason" in entry else "not measured"
             parts.append(f"| {entry['figure']} | {text} | {entry['goal'] or ''} | {met} | {entry['provenance']} |\n")
     (ROOT / "docs" / "benchmarks.md").write_text("".join(parts))
 

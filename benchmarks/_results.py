@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,22 @@ FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("edgesdk", "torch", "onnxruntime", "ai-edge-litert", "numpy")
 
 
-def write_result(name: str, figures: list[dict[str, Any]]) -> None:
-    """Write the document of the benchmark `benchmarks/NAME.py`."""
+def write_result(
+    name: str, figures: list[dict[str, Any]], command: str | None = None, extra: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> None:
+    """Write the document of the benchmark `benchmarks/NAME.py`: its figures, and `extra` keys of its own. `path`: of a
+    trial, which is no result."""
     document = {
-        "format": "edgesdk.benchmark", "version": 1, "command": f"python benchmarks/{name}.py",
+        **(extra or {}),
+        "format": "edgesdk.benchmark", "version": 1, "command": command or f"python benchmarks/{name}.py",
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "figures": figures,
     }
-    write_atomic(FOLDER / f"{name}.json", canonical_json(document))
+    write_atomic(path or FOLDER / f"{name}.json", canonical_json(document))
     missed = sum(entry["met"] is False for entry in figures)
-    say(f"wrote benchmarks/results/{name}.json: {len(figures)} figures, {missed} missed")
+    say(f"wrote {path or f'benchmarks/results/{name}.json'}: {len(figures)} figures, {missed} missed")
 
 
 def figure(

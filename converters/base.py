@@ -60,13 +60,15 @@ def input_tensors(package: Package) -> tuple[Tensor, ...]:
 
 
 def output_tensors(package: Package) -> tuple[Tensor, ...]:
-    """The one output of an artifact."""
+    """The one output of an artifact. (ONNX graphs with exits have a second one, which nothing on a board reads.)"""
     spec = package.spec
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "logits": (1, spec.classes or 0),
         "embedding": (1, spec.hidden),
         "hidden_states": (1, package.sequence, spec.hidden),
     }
+    if isinstance(spec.embedding, TokenEmbedding):
+        shapes["token_logits"] = (1, package.sequence, spec.embedding.vocabulary)
     return (Tensor(spec.output, "float32", shapes[spec.output]),)
 
 
@@ -78,11 +80,46 @@ def length_input(package: Package) -> str | None:
 
 
 def golden(package: Package) -> tuple[Golden, list[NDArray[Any]], list[NDArray[Any]]]:
-    """Golden rows of the package and what an artifact must answer to them: the package's float outputs for `fp32` and
-    dynamic schemes, its fake-quantized ones for static schemes."""
+    """Golden rows of the package and what an artifact must answer to them.
+
+    For `fp32` and `w8a8-dynamic` these are the outputs of the package's float weights. They are those of its own graph
+    (fake-quantized where it is static)
+
+    - for static schemes, whose activations are rounded as the encodings say;
+    - for 4 bits, dynamic too: `golden_float` knows nothing of the rounding to 4 bits, so an artifact that computes the
+      package exactly would be blamed for what quantization lost. What it lost is the package's accuracy, and is
+      reported there;
+    - where inputs may leave early or skip layers: a decision near its threshold may fall the other way in float, and
+      then the outputs have nothing in common.
+    """
     samples = package.samples
     static = package.encodings is not None and not package.scheme.endswith("-dynamic")
-    outputs = samples.golden_outputs if static else samples.golden_float
+    own = static or package.scheme.startswith("w4") or decides(package.spec)
+    outputs = samples.golden_outputs if own else samples.golden_float
     inputs: Mapping[str, NDArray[Any]] = samples.golden_inputs
     ordered = [np.asarray(inputs[tensor.name]) for tensor in input_tensors(package)]
     return Golden(len(outputs), *tolerance(package.scheme)), ordered, [outputs]
+
+
+def decides(spec: TransformerSpec) -> bool:
+    """Whether the work depends on the input: a graph of this spec has exits or gates."""
+    return bool(spec.exits()) or any(layer.gate for layer in spec.layers)
+
+
+def storage_notes(package: Package, packed: bool) -> tuple[str, ...]:
+    """What an artifact's reader must know of 4-bit and sparse weights: only the ONNX file keeps them small (`packed`),
+    and in memory they are int8 and dense everywhere."""
+    notes = []
+    encodings = package.encodings
+    bits = {encoding.bits for encoding in encodings.weights.values()} if encodings is not None else set()
+    if 4 in bits:
+        notes.append(
+            "4-bit weights lie in the file; ONNX Runtime unpacks them to int8 when it loads it" if packed
+            else "weights are stored as int8 here; the 4 bits are the ONNX file's"
+        )
+    if package.spec.sparse:
+        notes.append(
+            "zeros are left out of the file where that is smaller; ONNX Runtime computes with dense weights" if packed
+            else "sparse weights are stored and computed dense here"
+        )
+    return tuple(notes)

@@ -1,8 +1,9 @@
 """The shared front of the converters: a package's ONNX with a fixed sequence → linear layers and plain operators.
 
-`lower` fixes batch 1 and the sequence, folds the shape arithmetic, and recognises the four forms of a linear layer of
-the graph contract (`docs/architecture.md`), with Q/DQ absorbed into them. What is left are plain ONNX operators on
-float tensors with static shapes. A converter translates `Linear` and each `Operator`, or refuses by name.
+`lower` fixes batch 1 and the sequence, folds the shape arithmetic, unpacks weights of 4 bits or without their zeros,
+and recognises the four forms of a linear layer of the graph contract (`docs/architecture.md`), with Q/DQ absorbed into
+them. What is left are plain ONNX operators on float tensors with static shapes. A converter translates `Linear` and
+each `Operator`, or refuses by name.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edgesdk.converters.front_linear import Encoding, Form, Linear, Operator, Recogniser, attributes_of
+from edgesdk.converters.front_branches import inlined
+from edgesdk.converters.front_fold import constants_of, fold
+from edgesdk.converters.front_linear import Encoding, Form, Linear, Operator, Recogniser
 from edgesdk.errors import UnsupportedOp
 
-__all__ = ["Encoding", "Form", "Graph", "Linear", "Operator", "lower"]
+__all__ = ["BRANCHES", "Encoding", "Form", "Graph", "Linear", "Operator", "lower"]
+
+BRANCHES = "early exits and gates run as branches of the ONNX artifact; tflite and neon do not build them yet"
+LARGEST_VALUE = 64
+"""Elements up to which shape inference gets the numbers of a constant: shapes and axes are no larger."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +40,30 @@ class Graph:
     dtypes: dict[str, str]
 
 
-def lower(model_bytes: bytes, sequence: int) -> Graph:
-    """Lower a package's graph for batch 1 and `sequence` tokens.
+def lower(model_bytes: bytes, sequence: int, branches: bool = False) -> Graph:
+    """Lower a package's graph for batch 1 and `sequence` tokens. With `branches`, a graph with exits or gates is
+    lowered as its longest way through: every layer, gate and exit runs, and only the main output is an output.
 
     Raises:
-        UnsupportedOp: a quantized construct that is none of the four forms, or a shape that stays unknown; the
-            message names the node.
+        UnsupportedOp: a quantized construct that is none of the four forms, a shape that stays unknown, or (without
+            `branches`) an exit or a gate; the message names the node.
     """
     model = onnx.load_from_string(model_bytes)
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    if any(node.op_type == "If" for node in graph.node):
+        if not branches:
+            raise UnsupportedOp(BRANCHES, "build this package with the onnx converter")
+        nodes = inlined(graph)
+        del graph.output[1:]
+    else:
+        nodes = list(graph.node)
+    constants = constants_of(graph)
     _fix_inputs(graph, sequence)
     shapes = {value.name: _dims(value) for value in graph.input}
-    nodes = _fold(graph.node, constants, shapes)
+    outputs = {value.name for value in graph.output}
+    nodes = fold(nodes, constants, shapes, outputs)
     _infer_shapes(model, nodes, constants, shapes)
-    lowered = Recogniser(nodes, constants).run()
+    lowered = Recogniser(nodes, constants, shapes).run()
     _check_complete(lowered, {*constants, *(value.name for value in graph.input)}, graph.output)
     used = {name for node in lowered if isinstance(node, Operator) for name in node.inputs}
     return Graph(
@@ -78,36 +93,6 @@ def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
-def _fold(
-    nodes: Sequence[onnx.NodeProto], constants: dict[str, NDArray[Any]], shapes: dict[str, tuple[int, ...]]
-) -> list[onnx.NodeProto]:
-    """Evaluate what depends on shapes and constants alone: `Shape` of an input, and `Concat`, `Slice`, `Expand` of
-    constants. int8 tables are sliced but stay int8."""
-    left = []
-    for node in nodes:
-        attributes = attributes_of(node)
-        values = [constants.get(name) for name in node.input]
-        result: NDArray[Any] | None = None
-        if node.op_type == "Shape" and node.input[0] in shapes:
-            dims = shapes[node.input[0]][attributes.get("start", 0) : attributes.get("end")]
-            result = np.array(dims, np.int64)
-        elif all(value is not None for value in values) and values:
-            known = [value for value in values if value is not None]
-            if node.op_type == "Concat" and all(value.dtype == np.int64 for value in known):
-                result = np.concatenate(known, axis=attributes["axis"])
-            elif node.op_type == "Expand":
-                result = known[0] * np.ones(known[1], known[0].dtype)
-            elif node.op_type == "Slice" and len(known) == 4 and len(known[1]) == 1:
-                window = [slice(None)] * known[0].ndim
-                window[int(known[3][0])] = slice(int(known[1][0]), int(known[2][0]))
-                result = np.ascontiguousarray(known[0][tuple(window)])
-        if result is None:
-            left.append(node)
-        else:
-            constants[node.output[0]] = result
-    return left
-
-
 def _infer_shapes(
     model: onnx.ModelProto,
     nodes: list[onnx.NodeProto],
@@ -120,7 +105,13 @@ def _infer_shapes(
     folded.node.extend(nodes)
     folded.input.extend(graph.input)
     folded.output.extend(graph.output)
-    folded.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    # Of large constants only type and shape matter: weights are not copied, and may have any size.
+    for name, value in constants.items():
+        if value.size <= LARGEST_VALUE:
+            folded.initializer.append(numpy_helper.from_array(value, name))
+        else:
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            folded.input.append(helper.make_tensor_value_info(name, kind, value.shape))
     whole = helper.make_model(folded, opset_imports=model.opset_import, ir_version=model.ir_version)
     try:
         inferred = onnx.shape_inference.infer_shapes(whole, strict_mode=True, data_prop=True).graph

@@ -52,8 +52,9 @@ class _Candidate:
 
 
 def measure(
-    board: Board, target: Target, candidates: Sequence[Path], *, evaluation: Evaluation | None, profile: Profile,
-    seed: int, workdir: Path, progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    board: Board, target: Target, candidates: Sequence[Path], *,
+    evaluation: Evaluation | Sequence[Evaluation] | None, profile: Profile, seed: int, workdir: Path,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> list[dict[str, Any]]:
     """Measure candidates against one another on one board.
 
@@ -62,7 +63,8 @@ def measure(
 
     Args:
         candidates: artifact folders; equal artifacts are measured once.
-        evaluation: inputs whose outputs are wanted, or None.
+        evaluation: inputs whose outputs are wanted, the same for all or one for each candidate (models of different
+            vocabularies get the same rows in different tokens), or None.
         workdir: gets one folder per artifact, named by its sha256, with `measurement.json` and the raw files that it
             names; while the job runs it also remembers the job, so that calling again goes on where it was.
         progress: called with (step, done, total).
@@ -76,6 +78,8 @@ def measure(
     """
     chosen = [_Candidate(folder, artifact_sha256(folder), read_artifact(folder)) for folder in candidates]
     unique = {candidate.sha256: candidate for candidate in chosen}
+    each = evaluation if isinstance(evaluation, Sequence) else [evaluation] * len(chosen)
+    evaluations = {candidate.sha256: rows for candidate, rows in zip(chosen, each, strict=True)}
     workdir.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with Session(board) as session:
@@ -83,7 +87,7 @@ def measure(
         worker = deploy_worker(session)
         facts = collect_facts(session, worker)
         outcomes = {name: Outcome(problems(c.folder, c.artifact, board, facts)) for name, c in unique.items()}
-        inputs = _write_inputs(unique, outcomes, evaluation, workdir)
+        inputs = _write_inputs(unique, outcomes, evaluations, workdir)
         runnable = [candidate for name, candidate in unique.items() if not outcomes[name].reasons]
         if runnable:
             request = _request(board, runnable, inputs, profile, seed)
@@ -129,11 +133,13 @@ def _request(
 
 
 def _write_inputs(
-    candidates: Mapping[str, _Candidate], outcomes: dict[str, Outcome], evaluation: Evaluation | None, workdir: Path
+    candidates: Mapping[str, _Candidate], outcomes: dict[str, Outcome],
+    evaluations: Mapping[str, Evaluation | None], workdir: Path,
 ) -> dict[str, tuple[str, Path, int]]:
     """Raw evaluation blocks by artifact: (sha256, file, n). A candidate whose inputs do not fit gets a reason."""
     written: dict[str, tuple[str, Path, int]] = {}
     for name, candidate in candidates.items():
+        evaluation = evaluations[name]
         if evaluation is None or outcomes[name].reasons:
             continue
         data = _block(candidate.artifact, evaluation)

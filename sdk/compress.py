@@ -15,7 +15,7 @@ from edgesdk.files import canonical_json, sha256_bytes
 from edgesdk.package import Package, content_digest, read_package, write_package
 from edgesdk.package_files import read_run
 from edgesdk.recipe import Recipe, check_recipe
-from edgesdk.stages import Context, Stage, outline_of, run_stage
+from edgesdk.stages import Context, Stage, run_stage
 
 CODE_FOLDERS = ("stages", "transformer")
 CODE_FILES = ("encodings.py", "evaluate.py", "package.py", "package_arrays.py")
@@ -37,7 +37,7 @@ def compress(package: Package, recipe: Recipe, context: Context, cache: Path) ->
         ConfigError: a stage's requirement is not met; nothing was done then.
         StageError, VerifyError: see `run_stage`.
     """
-    reasons, _ = check_recipe(recipe, outline_of(package, context.training))
+    reasons, _ = check_recipe(recipe, context.outline(package))
     if reasons:
         raise ConfigError("; ".join(reasons))
     seconds = []
@@ -64,11 +64,12 @@ def _cached(stage: Stage, package: Package, context: Context, cache: Path) -> tu
 
 def _key(stage: Stage, package: Package, context: Context) -> str:
     """Everything that decides what the stage makes."""
-    data = [context.train.digest if context.train else None, context.validation.digest, context.calibration.digest]
+    sets = (context.train, context.validation, context.calibration, context.holdout)
+    data = [None if rows is None else rows.digest for rows in sets]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "onnx", "onnxruntime")}
     options = stage.options.model_dump(mode="json")
     digests = [content_digest(package), content_digest(context.teacher)]
-    parts = [*digests, stage.name, options, context.seed, data, versions, _code_digest()]
+    parts = [*digests, stage.name, options, context.seed, context.sparse_block, data, versions, _code_digest()]
     return sha256_bytes(canonical_json(parts))[:32]
 
 

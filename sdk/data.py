@@ -11,6 +11,7 @@ Shapes: N rows, S tokens, H hidden. Rows in messages count from 0, lines of text
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -37,7 +38,8 @@ SOURCES = "module:function, or a .csv, .jsonl or .npz file"
 
 
 class TextEncoder(Protocol):
-    """What turns texts into `input_ids` and `attention_mask`, int64 [N, sequence]: `edgesdk.tokenizer.Tokenizer`."""
+    """What turns texts into `input_ids` and `attention_mask`, int64 [N, sequence]: `edgesdk.tokenizer.Tokenizer`.
+    Where it has a `digest`, the data set remembers it."""
 
     def encode(self, texts: Sequence[str], sequence: int) -> dict[str, NDArray[np.int64]]: ...
 
@@ -51,12 +53,16 @@ class Dataset:
         labels: int64 [N], or None where there are none (task `encoding`).
         name: where it comes from, for messages and reports.
         label_names: names of the labels 0, 1 … where the file has names.
+        texts: what the rows were encoded from, where they are texts; another tokenizer can then encode them anew.
+        tokenizer: digest of the tokenizer that encoded them (`edgesdk.encode.tokenizer_digest`).
     """
 
     inputs: Mapping[str, NDArray[Any]]
     labels: NDArray[np.int64] | None
     name: str = "data"
     label_names: tuple[str, ...] | None = None
+    texts: tuple[str, ...] | None = None
+    tokenizer: str | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values()), ()))
@@ -77,7 +83,8 @@ class Dataset:
         rows = np.asarray(indices, np.int64)
         inputs = {name: value[rows] for name, value in self.inputs.items()}
         labels = None if self.labels is None else self.labels[rows]
-        return Dataset(inputs, labels, self.name, self.label_names)
+        texts = None if self.texts is None else tuple(self.texts[row] for row in rows)
+        return Dataset(inputs, labels, self.name, self.label_names, texts, self.tokenizer)
 
     def head(self, n: int) -> Dataset:
         """The first `n` rows, or all where there are fewer."""
@@ -148,7 +155,8 @@ def load_data(
         result = call_function(source, "data", raised=ConfigError)
         if isinstance(result, Dataset):
             arrays = dict(result.inputs) | ({} if result.labels is None else {"labels": result.labels})
-            return _dataset(arrays, source, spec, sequence, needs_labels, result.label_names)
+            made = _dataset(arrays, source, spec, sequence, needs_labels, result.label_names)
+            return _with_texts(made, result.texts, result.tokenizer)
         return _dataset(_arrays_of(result, source), source, spec, sequence, needs_labels)
     raise missing_path(source, "data", SOURCES)
 
@@ -161,7 +169,8 @@ def check_dataset(dataset: Dataset, spec: TransformerSpec, *, task: str | None =
     """
     arrays = dict(dataset.inputs) | ({} if dataset.labels is None else {"labels": dataset.labels})
     needs_labels = (task or ("classification" if spec.classes else "encoding")) == "classification"
-    return _dataset(arrays, dataset.name, spec, None, needs_labels, dataset.label_names)
+    made = _dataset(arrays, dataset.name, spec, None, needs_labels, dataset.label_names)
+    return _with_texts(made, dataset.texts, dataset.tokenizer)
 
 
 def _input_names(spec: TransformerSpec) -> tuple[str, ...]:
@@ -188,6 +197,15 @@ def _dataset(
         rows = len(next(iter(inputs.values())))
         labels = check_labels(_array(arrays, "labels", where), rows, spec.classes, where)
     return Dataset(inputs, labels, where, label_names)
+
+
+def _with_texts(data: Dataset, texts: Sequence[str] | None, tokenizer: str | None) -> Dataset:
+    """The data set with the texts that its rows were encoded from."""
+    if texts is None:
+        return data
+    if len(texts) != len(data) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{data.name}: texts are not one string for each of its {len(data)} rows")
+    return dataclasses.replace(data, texts=tuple(texts), tokenizer=tokenizer)
 
 
 def _array(arrays: Mapping[str, Any], name: str, where: str) -> NDArray[Any]:
@@ -237,7 +255,8 @@ def _load_text(
         raise ConfigError(
             f"{path}: the tokenizer failed at sequence {width}: {type(problem).__name__}: {problem}"
         ) from problem
-    return _dataset(arrays | {"labels": numbers}, str(path), spec, width, needs_labels, names)
+    made = _dataset(arrays | {"labels": numbers}, str(path), spec, width, needs_labels, names)
+    return _with_texts(made, texts, getattr(tokenizer, "digest", None))
 
 
 def _label_numbers(

@@ -17,6 +17,7 @@ from edgesdk.transformer.spec import TransformerSpec
 
 FORMAT, VERSION = "edgesdk.encodings", 1
 BITS = (4, 8)
+LARGEST_MULTIPLIER = 15  # so that |multiplier · q| ≤ 120 fits int8
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,18 @@ class ActivationEncoding:
 
 @dataclass(frozen=True, eq=False)
 class WeightEncoding:
-    """Signed symmetric encoding with one float32 scale for each index of `axis`: real = scale[row] · q."""
+    """Signed symmetric encoding of a matrix [N, K] with one float32 scale for each row (`axis` 0): real = scale · w,
+    w int8 with |w| ≤ 127.
+
+    With `bits` 4, w = multiplier · q: q in [−8, 7], and an integer multiplier in [1, 15] for each `group` of inputs,
+    uint8 [N, K / group]. So groups have their own steps, and every int8 kernel runs the weights as they are
+    (two-level quantization after QoQ, Lin et al. 2024, arXiv:2405.04532)."""
 
     bits: int
     axis: int
     scale: NDArray[np.float32]
+    group: int | None = None
+    multiplier: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +70,7 @@ def to_json(encodings: Encodings) -> dict[str, Any]:
             for name, encoding in encodings.activations.items()
         },
         "weights": {
-            name: {"bits": encoding.bits, "axis": encoding.axis, "scale": [_shortest(s) for s in encoding.scale]}
-            for name, encoding in encodings.weights.items()
+            name: _weight_to_json(encoding) for name, encoding in encodings.weights.items()
         },
     }
 
@@ -79,7 +86,7 @@ def from_json(document: Any, where: str = "encodings.json") -> Encodings:
     try:
         activations = {name: ActivationEncoding(**entry) for name, entry in fields.pop("activations").items()}
         weights = {
-            name: WeightEncoding(**{**entry, "scale": _scales(entry["scale"])})
+            name: _weight_from_json(entry)
             for name, entry in fields.pop("weights").items()
         }
         return Encodings(activations=activations, weights=weights, **fields)
@@ -87,25 +94,40 @@ def from_json(document: Any, where: str = "encodings.json") -> Encodings:
         raise PackageError(f"{where}: malformed: {problem!r}") from problem
 
 
-# The classifier's activations stay float: eight bits on logits cost accuracy and save nothing.
-FLOAT_ACTIVATIONS = frozenset({"classifier", "classifier.input"})
 _READS = {"query": "input", "key": "input", "value": "input", "output": "context", "up": "input", "down": "hidden"}
+_FLOAT = ("classifier", "gate", "exit")
+
+
+def is_float_linear(linear: str) -> bool:
+    """Whether a linear layer's activations stay float: those that make logits, where eight bits cost accuracy and save
+    nothing."""
+    return linear.rpartition(".")[2] in _FLOAT
 
 
 def input_activation(linear: str) -> str:
-    """Name of the activation that a linear layer reads: `layers.0.ffn.down` reads `layers.0.ffn.hidden`."""
-    head, _, last = linear.rpartition(".")
-    return f"{head}.{_READS[last]}" if linear.startswith("layers.") else f"{linear}.input"
+    """Name of the activation that a linear layer reads: `layers.0.ffn.down` reads `layers.0.ffn.hidden`, the second of
+    a low-rank pair `layers.0.ffn.down.u` reads `layers.0.ffn.down.v`."""
+    if linear.endswith(".u"):
+        return f"{linear.removesuffix('.u')}.v"
+    head, _, last = linear.removesuffix(".v").rpartition(".")
+    return f"{head}.{_READS[last]}" if linear.startswith("layers.") and last in _READS else f"{linear}.input"
+
+
+def output_activation(linear: str) -> str:
+    """Name of the activation that a linear layer makes: its own, without the `.u` of a low-rank pair."""
+    return linear.removesuffix(".u")
 
 
 def activation_names(spec: TransformerSpec) -> frozenset[str]:
     """Every activation that may have an encoding: inputs and outputs of the linear layers."""
-    return frozenset(name for linear, _, _ in spec.linears() for name in (linear, input_activation(linear)))
+    linears = [linear for linear, _, _ in spec.linears()]
+    return frozenset(name for linear in linears for name in (output_activation(linear), input_activation(linear)))
 
 
 def static_activations(spec: TransformerSpec) -> frozenset[str]:
     """The activations that a static scheme must have."""
-    return activation_names(spec) - FLOAT_ACTIVATIONS
+    linears = [linear for linear, _, _ in spec.linears() if not is_float_linear(linear)]
+    return frozenset(name for linear in linears for name in (output_activation(linear), input_activation(linear)))
 
 
 def check_encodings(encodings: Encodings, spec: TransformerSpec, where: str = "encodings.json") -> None:
@@ -143,6 +165,22 @@ def check_encodings(encodings: Encodings, spec: TransformerSpec, where: str = "e
             )
         if not _positive(weight.scale):
             raise PackageError(f"{where}: {name}: a scale is zero, negative, NaN, infinite or too small for float32")
+        _check_groups(weight, shapes[name], f"{where}: {name}")
+
+
+def _check_groups(weight: WeightEncoding, shape: tuple[int, ...], where: str) -> None:
+    group, multiplier = weight.group, weight.multiplier
+    if weight.bits == 8:
+        if group is not None or multiplier is not None:
+            raise PackageError(f"{where}: groups belong to 4 bits")
+        return
+    if type(group) is not int or group < 1 or shape[1] % group:
+        raise PackageError(f"{where}: group {str(group)[:50]}, expected a divisor of {shape[1]} inputs")
+    expected = (shape[0], shape[1] // group)
+    if not isinstance(multiplier, np.ndarray) or multiplier.dtype != np.uint8 or multiplier.shape != expected:
+        raise PackageError(f"{where}: multipliers are not uint8 of shape {expected}")
+    if multiplier.size and not 1 <= multiplier.min() <= multiplier.max() <= LARGEST_MULTIPLIER:
+        raise PackageError(f"{where}: a multiplier is outside [1, {LARGEST_MULTIPLIER}]")
 
 
 def _check_names(names: Any, allowed: frozenset[str], where: str) -> None:
@@ -161,6 +199,28 @@ def _positive(scales: NDArray[Any]) -> bool:
     with np.errstate(over="ignore"):
         values = scales.astype(np.float32)
     return bool((np.isfinite(values) & (values >= np.finfo(np.float32).tiny)).all())
+
+
+def _weight_to_json(encoding: WeightEncoding) -> dict[str, Any]:
+    scale = [_shortest(value) for value in encoding.scale]
+    document: dict[str, Any] = {"bits": encoding.bits, "axis": encoding.axis, "scale": scale}
+    if encoding.multiplier is not None:
+        document |= {"group": encoding.group, "multiplier": encoding.multiplier.tolist()}
+    return document
+
+
+def _weight_from_json(entry: Mapping[str, Any]) -> WeightEncoding:
+    fields = {**entry, "scale": _scales(entry["scale"])}
+    if fields.get("multiplier") is not None:
+        rows = fields["multiplier"]
+        if type(rows) is not list or any(type(value) is not int for row in rows for value in row):
+            raise ValueError("multiplier is not a list of rows of integers")
+        multiplier = np.array(rows)
+        if multiplier.ndim != 2 or not ((multiplier >= 0) & (multiplier < 256)).all():
+            raise ValueError("multiplier is not a matrix of bytes")
+        fields["multiplier"] = multiplier.astype(np.uint8)
+        fields["multiplier"].flags.writeable = False
+    return WeightEncoding(**fields)
 
 
 def _scales(values: Any) -> NDArray[np.float32]:

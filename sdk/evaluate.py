@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.data import Dataset
+from edgesdk.encode import encoded_for
 from edgesdk.errors import VerifyError
 from edgesdk.package import Package
 from edgesdk.transformer.spec import TransformerSpec
@@ -25,21 +26,34 @@ def run_graph(
     Raises:
         VerifyError: ONNX Runtime refuses the file.
     """
-    import onnxruntime
+    return Session(graph, optimize).run(inputs, batch)
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    count, outputs = len(next(iter(inputs.values()))), []
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+class Session:
+    """A graph in ONNX Runtime on the CPU; see `run_graph`."""
+
+    def __init__(self, graph: bytes, optimize: bool = True) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as problem:  # ONNX Runtime raises its own hierarchy of C++ exceptions, without a public base
+            raise VerifyError(f"ONNX Runtime cannot load the graph: {problem}") from problem
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], batch: int) -> NDArray[Any]:
+        """The first output [N, …], `batch` rows at a time."""
+        count, outputs = len(next(iter(inputs.values()))), []
         for start in range(0, count, batch):
             rows = {name: np.ascontiguousarray(value[start : start + batch]) for name, value in inputs.items()}
-            outputs.append(session.run(None, rows)[0])
-    except Exception as problem:  # ONNX Runtime raises its own hierarchy of C++ exceptions, without a public base
-        raise VerifyError(f"ONNX Runtime cannot run the graph: {problem}") from problem
-    return np.concatenate(outputs)
+            try:
+                outputs.append(self.session.run(None, rows)[0])
+            except Exception as problem:  # as above
+                raise VerifyError(f"ONNX Runtime cannot run the graph: {problem}") from problem
+        return np.concatenate(outputs)
 
 
 def golden_outputs(
@@ -57,10 +71,30 @@ def golden_outputs(
     return golden_float, run_graph(graph, golden_inputs, optimize=False, batch=1) if quantized else golden_float
 
 
+def run_rows(package: Package, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Outputs [N, …] of a package as a board gives them: without the padding behind a row where the output allows it,
+    and one row at a time where scales, exits or gates would follow the batch."""
+    mask = inputs.get("attention_mask")
+    dynamic = any(layer.gate or layer.exit for layer in package.spec.layers)
+    alone = package.scheme.endswith("-dynamic") or dynamic
+    if mask is None or package.spec.output not in ("logits", "embedding"):
+        return run_graph(package.graph, inputs, batch=1 if alone else 64)
+    lengths = mask.sum(1)
+    outputs: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    session = Session(package.graph)
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        trimmed = {name: value[rows, :length] for name, value in inputs.items()}
+        outputs.append((rows, session.run(trimmed, 1 if alone else 64)))
+    order = np.concatenate([rows for rows, _ in outputs])
+    return np.concatenate([values for _, values in outputs])[np.argsort(order)]
+
+
 def evaluate_package(package: Package, data: Dataset) -> float | None:
     """The package's metric on data: accuracy (fraction), or mean cosine to its own fp32 weights; None without labels
-    for a classifier."""
-    outputs = run_graph(package.graph, data.inputs, batch=1 if package.scheme.endswith("-dynamic") else 64)
+    for a classifier. Texts are encoded by the package's own tokenizer."""
+    data = encoded_for(package, data)
+    outputs = run_rows(package, data.inputs)
     if package.metric == "accuracy":
         return None if data.labels is None else accuracy(outputs, data.labels)
     from edgesdk.transformer.module import build, run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.data import Dataset, check_dataset, load_data
+from edgesdk.encode import packaged_tokenizer
 from edgesdk.errors import ConfigError, ModelError
 from edgesdk.evaluate import evaluate_package, golden_outputs
 from edgesdk.package import Baseline, LineageEntry, Package, Samples, read_package
@@ -76,6 +76,7 @@ def import_job(
     notes: list[str] = []
     source = _Source(model, sequence)
     source.name = name or source.name
+    notes += source.notes
     if source.existing is not None and len(source.existing.lineage) > 1:
         before = source.existing.baseline
         notes.append(
@@ -110,6 +111,7 @@ class _Source:
         self.preprocess: Mapping[str, bytes] = {}
         self.tokenizer: Any = None
         self.family = "canonical"
+        self.notes: tuple[str, ...] = ()
         if isinstance(model, (str, Path)) and str(model).endswith(".edgepkg"):
             self.existing = read_package(Path(model))
             if self.existing.encodings is not None:
@@ -119,7 +121,7 @@ class _Source:
                 )
             self.name, self.spec, self.task = self.existing.name, self.existing.spec, self.existing.task
             self.labels, self.preprocess = self.existing.labels, self.existing.preprocess
-            self.tokenizer = _packaged_tokenizer(self.preprocess)
+            self.tokenizer = packaged_tokenizer(self.preprocess)
             self.weights: Mapping[str, NDArray[np.float32]] = self.existing.weights
             return
         from edgesdk.transformer.module import Transformer, weights_of
@@ -141,6 +143,7 @@ class _Source:
         imported = import_model(loaded, sequence=sequence)
         self.spec, self.weights, self.task = imported.spec, imported.weights, imported.task
         self.labels, self.family = None if imported.labels is None else tuple(imported.labels), imported.family
+        self.notes = imported.notes
 
     def load(self, data: str | Dataset, like: Dataset | None = None) -> Dataset:
         """Data for this model, checked against its spec; training data is made `like` the evaluation data: the same
@@ -218,15 +221,3 @@ def _name(source: str) -> str:
 def _sequence(spec: TransformerSpec, inputs: Mapping[str, NDArray[Any]]) -> int:
     first = next(iter(inputs.values()))
     return spec.max_length if first.ndim == 4 else int(first.shape[1])
-
-
-def _packaged_tokenizer(preprocess: Mapping[str, bytes]) -> Any:
-    """The tokenizer that a package carries; None where it carries none."""
-    if not preprocess:
-        return None
-    from edgesdk.model_source import load_tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in preprocess.items():
-            (Path(folder) / name).write_bytes(data)
-        return load_tokenizer(Path(folder))

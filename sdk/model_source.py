@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesdk.errors import ConfigError, ModelError
+from edgesdk.sentence_folder import read_sentence_pooling
 from edgesdk.tokenizer import Tokenizer, import_transformers, load_tokenizer, preprocess_files, read_json
 from edgesdk.user_code import call_function, is_function, missing_path
 
@@ -25,10 +26,25 @@ ARCHITECTURES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         "BertModel",
         ("BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction"),
     ),
+    "distilbert": (
+        ("DistilBertForSequenceClassification", "DistilBertModel"), "DistilBertModel", ("DistilBertForMaskedLM",)
+    ),
+    "roberta": (("RobertaForSequenceClassification", "RobertaModel"), "RobertaModel", ("RobertaForMaskedLM",)),
+    "albert": (
+        ("AlbertForSequenceClassification", "AlbertModel"), "AlbertModel", ("AlbertForMaskedLM", "AlbertForPreTraining")
+    ),
+    "gpt2": (("GPT2LMHeadModel", "GPT2Model"), "GPT2LMHeadModel", ()),
     "vit": (("ViTForImageClassification", "ViTModel"), "ViTModel", ("ViTForMaskedImageModeling",)),
+    "deit": (
+        ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher", "DeiTModel"),
+        "DeiTModel",
+        ("DeiTForMaskedImageModeling",),
+    ),
 }
 # Keys of config.json that make transformers load other code or other weights than those of the folder.
 REFUSED_KEYS = ("auto_map", "quantization_config", "adapters")
+# Encoders whose pooler, if they have one, the importer drops.
+SENTENCE_ENCODERS = ("BertModel", "DistilBertModel", "RobertaModel", "AlbertModel")
 # As many as a TransformerSpec may have.
 MOST_LAYERS = 1000
 
@@ -58,6 +74,7 @@ def _load_folder(folder: Path) -> object:
     """The model of a folder: the class that `architectures` of config.json names, if it is covered."""
     config = _read_config(folder)
     class_name = _class_name(folder, config)
+    pooling = read_sentence_pooling(folder) if class_name in SENTENCE_ENCODERS else None
     weights = folder / "model.safetensors"
     _check_weights(folder, weights)
     model_class = getattr(import_transformers(), class_name)
@@ -80,17 +97,21 @@ def _load_folder(folder: Path) -> object:
             f"{folder}: transformers cannot load it as {class_name}: {type(problem).__name__}: {problem}"
         ) from problem
     missing = sorted(info["missing_keys"])
-    if class_name == "ViTModel" and missing and all(key.startswith("pooler.") for key in missing):
+    if class_name in ("ViTModel", "DeiTModel") and missing and all(key.startswith("pooler.") for key in missing):
         model.pooler = None  # the checkpoint of a classifier: without a pooler rather than with a random one
         missing = []
-    if class_name == "BertModel":
+    if class_name in SENTENCE_ENCODERS:
         missing = [key for key in missing if not key.startswith("pooler.")]  # the importer drops it
     if missing:
         raise ModelError(
             f"{weights}: {len(missing)} weights of {class_name} are missing: {', '.join(missing[:4])}",
             "give a folder with a trained model; transformers would fill in random weights",
         )
-    return model.eval()
+    if pooling is None:
+        return model.eval()
+    from edgesdk.transformer.importers import SentenceEncoder
+
+    return SentenceEncoder(model, pooling.pooling, pooling.normalized).eval()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -116,6 +137,8 @@ def _parse_config(config_class: Any, config: dict[str, Any]) -> Any:
     """The configuration with the keys of its class alone: others may name an attention kernel to fetch and run."""
     names = {field.name for field in dataclasses.fields(config_class)} | {"num_labels", "position_embedding_type"}
     kept = {key: value for key, value in config.items() if key in names}
+    if config.get("model_type") == "distilbert":
+        kept["sinusoidal_pos_embds"] = False  # the table is in the checkpoint; computing it first takes its time
     return config_class(**kept, attn_implementation="eager")
 
 
@@ -125,7 +148,7 @@ def _class_name(folder: Path, config: dict[str, Any]) -> str:
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ModelError(
             f"{folder / 'config.json'}: model_type is {model_type!r}, covered: {', '.join(ARCHITECTURES)}",
-            "give a BERT-like or ViT model, or module:function that returns a torch.nn.TransformerEncoder",
+            "give a model of one of these types, or module:function that returns a torch.nn.TransformerEncoder",
         )
     covered, fallback, headless = ARCHITECTURES[model_type]
     architectures = config.get("architectures") or [fallback]
@@ -138,7 +161,7 @@ def _class_name(folder: Path, config: dict[str, Any]) -> str:
         return fallback
     raise ModelError(
         f"{folder / 'config.json'}: architectures is {architectures!r}, covered: {', '.join(covered + headless)}",
-        "give a classifier or a plain encoder",
+        "give a classifier, a plain encoder or a decoder with its head",
     )
 
 
@@ -161,8 +184,13 @@ def _check_weights(folder: Path, weights: Path) -> None:
 def _check_size(model_class: Any, config_file: Path, config: Any, size: int) -> None:
     """Refuse a configuration that asks for more weights than the file can hold (a byte a weight), before torch
     allocates them."""
-    if not 0 < config.num_hidden_layers <= MOST_LAYERS:
-        raise ModelError(f"{config_file}: num_hidden_layers is {config.num_hidden_layers}, covered: 1 to {MOST_LAYERS}")
+    most = MOST_LAYERS
+    for key in ("inner_group_num", "num_hidden_groups", "num_hidden_layers"):
+        count = getattr(config, key, 1)
+        if not 0 < count <= most:
+            raise ModelError(f"{config_file}: {key} is {count}, covered: 1 to {most}")
+        if key == "inner_group_num":
+            most //= count  # ALBERT: each run of a group is so many layers
     import torch
 
     with torch.device("meta"):

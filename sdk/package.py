@@ -54,7 +54,7 @@ from edgesdk.package_files import (
     write_folder,
 )
 from edgesdk.package_graph import check_graph
-from edgesdk.transformer import spec as spec_format
+from edgesdk.transformer import spec_json as spec_format
 from edgesdk.transformer.spec import TransformerSpec
 
 __all__ = [

@@ -34,7 +34,11 @@ def signature(spec: TransformerSpec) -> dict[str, list[dict[str, Any]]]:
     else:
         inputs = [("features", "float32", ["batch", "sequence", spec.hidden])]
     tail: list[Any] = ["sequence", spec.hidden] if spec.output == "hidden_states" else [spec.classes or spec.hidden]
-    outputs = [(spec.output, "float32", ["batch", *tail])]
+    if spec.output == "token_logits" and isinstance(embedding, TokenEmbedding):
+        tail = ["sequence", embedding.vocabulary]
+    outputs: list[tuple[str, str, list[Any]]] = [(spec.output, "float32", ["batch", *tail])]
+    if spec.exits():
+        outputs.append(("exit", "int64", ["batch"]))
     return {
         "inputs": [{"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in inputs],
         "outputs": [{"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in outputs],

@@ -19,6 +19,7 @@ from edgesdk.candidates import Candidate, evaluation_sample, make_candidates
 from edgesdk.compress import Compressed, compress
 from edgesdk.data import Dataset
 from edgesdk.documents import build_document, write_selection
+from edgesdk.encode import encoded_for
 from edgesdk.errors import BoardError, ConfigError
 from edgesdk.goals import parse_goals
 from edgesdk.harness.board import Board
@@ -31,7 +32,6 @@ from edgesdk.record import BuildRecord
 from edgesdk.reports.report import write_report
 from edgesdk.request import Request, chosen_converters, chosen_recipes, recipe_goals
 from edgesdk.select import Selection, check_measurable, select
-from edgesdk.stages import outline_of
 from edgesdk.stopwatch import Stopwatch
 from edgesdk.store import Store
 from edgesdk.targets import Target, load_target
@@ -86,7 +86,8 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
             candidates = make_candidates(packages, target, converters, out / "artifacts", progress)
             clock.lap("convert")
             data = evaluation_sample(job.evaluation, job.package, board.emulated, request.sampling_seed)
-            documents = measure_all(candidates, board, target, data, request, out / "measurements", progress)
+            inputs = {name: encoded_for(package, data) for name, package in packages.items()}
+            documents = measure_all(candidates, board, target, inputs, request, out / "measurements", progress)
             clock.lap("deploy and measure")
             record = assemble(job, compressed, candidates, documents, data, board, target, facts, out)
             record = dataclasses.replace(
@@ -113,7 +114,7 @@ def compress_all(
 ) -> dict[str, Compressed]:
     """Apply every recipe; the packages are written under `out/packages`, the imported one as `fp32.edgepkg`. A
     recipe that cannot run stops the build before any work."""
-    outline = outline_of(job.package, job.train is not None)
+    outline = job.context(0, progress).outline(job.package)
     refused = [reason for recipe in recipes for reason in check_recipe(recipe, outline)[0]]
     if refused:
         raise ConfigError("; ".join(refused), "edgesdk plan shows what would run")
@@ -127,16 +128,20 @@ def compress_all(
 
 
 def measure_all(
-    candidates: Sequence[Candidate], board: Board, target: Target, data: Dataset, request: Request, workdir: Path,
-    progress: Progress,
+    candidates: Sequence[Candidate], board: Board, target: Target, data: Mapping[str, Dataset], request: Request,
+    workdir: Path, progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Deploy every artifact and measure it: candidate name → measurement document."""
+    """Deploy every artifact and measure it: candidate name → measurement document. `data` holds the evaluation rows
+    in the tokens of each recipe's package."""
     from edgesdk.harness.measure import Evaluation, measure
 
     runnable = [candidate for candidate in candidates if candidate.artifact is not None]
     documents = measure(
         board, target, [candidate.folder for candidate in runnable],
-        evaluation=Evaluation(list(data.inputs.values()), len(data)), profile=load_profile(request.profile),
-        seed=request.sampling_seed, workdir=workdir, progress=progress,
+        evaluation=[
+            Evaluation(list(data[candidate.recipe].inputs.values()), len(data[candidate.recipe]))
+            for candidate in runnable
+        ],
+        profile=load_profile(request.profile), seed=request.sampling_seed, workdir=workdir, progress=progress,
     )
     return dict(zip([candidate.name for candidate in runnable], documents, strict=True))

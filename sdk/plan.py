@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from edgesdk.converters import converter
-from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
+from edgesdk.encodings import ActivationEncoding, Encodings, static_activations
 from edgesdk.errors import ConfigError, Unmeasured
 from edgesdk.importing import import_job
 from edgesdk.recipe import Recipe, check_recipe, default_recipes
 from edgesdk.request import Request, chosen_converters, chosen_recipes, recipe_goals
 from edgesdk.select import check_measurable
-from edgesdk.stages import Outline, outline_of
+from edgesdk.stages import Outline
+from edgesdk.stages.base import silent
+from edgesdk.stages.calibrate import weight_bytes, weight_encoding
+from edgesdk.stages.sensitivity import TOKENS, lowerable
 from edgesdk.targets import Target, load_target
 from edgesdk.transformer.graph import write_graph
 from edgesdk.transformer.spec import TokenEmbedding, TransformerSpec
@@ -48,7 +51,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     job = import_job(
         request.model, request.data, request.train_data, sequence=request.sequence, seed=request.sampling_seed
     )
-    start = outline_of(job.package, job.train is not None)
+    start = job.context(request.sampling_seed, silent).outline(job.package)
     candidates = []
     for recipe in asked or default_recipes(job.train is not None):
         refused, outline = check_recipe(recipe, start)
@@ -84,11 +87,12 @@ class Shadow:
         weights = {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}
         encodings = None
         if outline.scheme != "fp32":
-            names = static_activations(spec) if outline.scheme == "w8a8" else ()
+            names = () if outline.scheme.endswith("-dynamic") else static_activations(spec)
+            bits = bits_of(outline)
             encodings = Encodings(
                 outline.scheme, "minmax" if names else None, int(bool(names)),
                 {name: ActivationEncoding(1.0, 0) for name in names},
-                {n: WeightEncoding(8, 0, np.ones(len(w), np.float32)) for n, w in weights.items() if w.ndim == 2},
+                {name: weight_encoding(w, bits[name], method="max") for name, w in weights.items() if name in bits},
             )
         return Shadow(spec, outline.scheme, write_graph(spec, weights, encodings), sequence)
 
@@ -102,13 +106,25 @@ def _candidate(recipe: Recipe, name: str, outline: Outline, sequence: int, probl
     }
 
 
+def bits_of(outline: Outline) -> dict[str, int]:
+    """Bits of each matrix by the scheme alone; none in fp32. A stage's options may choose others (mixed precision, the
+    bits of the token table), which nobody knows before the work."""
+    spec = outline.spec
+    if outline.scheme == "fp32":
+        return {}
+    low = set(lowerable(spec)) if outline.scheme.startswith("w4") else set()
+    low -= {TOKENS} if spec.lm_head else set()
+    return {name: 4 if name in low else 8 for name, shape in spec.weight_shapes().items() if len(shape) == 2}
+
+
 def predicted_bytes(outline: Outline) -> int:
-    """Weight bytes by the scheme: int8 matrices with one float scale a row, everything else float."""
-    total = 0
-    for shape in outline.spec.weight_shapes().values():
-        quantized = outline.scheme != "fp32" and len(shape) == 2
-        total += math.prod(shape) + 4 * shape[0] if quantized else 4 * math.prod(shape)
-    return total
+    """Weight bytes by the scheme: matrices of 8 or 4 bits with their scales (and multipliers), everything else
+    float."""
+    bits = bits_of(outline)
+    return sum(
+        weight_bytes(shape, bits[name]) if name in bits else 4 * math.prod(shape)
+        for name, shape in outline.spec.weight_shapes().items()
+    )
 
 
 def _board(target: Target, request: Request) -> tuple[str, str]:

@@ -34,18 +34,21 @@ class _Document(BaseModel):
     description: str = ""
     seed: int = Field(default=0, ge=0, lt=2**31)
     goals: dict[str, str] = {}
+    default: bool = True
     stages: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that can run: its stages hold validated options. `goals` are those it asks for, as text."""
+    """A recipe that can run: its stages hold validated options. `goals` are those it asks for, as text. `default`:
+    whether a build that names no recipe tries it; those that train for long are asked for by name."""
 
     name: str
     stages: tuple[Stage, ...]
     seed: int = 0
     goals: Mapping[str, str] = dataclasses.field(default_factory=dict)
     description: str = ""
+    default: bool = True
 
     @property
     def digest(self) -> str:
@@ -92,8 +95,8 @@ def load_recipes(source: str) -> list[Recipe]:
 
 
 def default_recipes(training: bool) -> list[Recipe]:
-    """fp32 and all presets that need no more data than was given."""
-    recipes = [FP32, *(recipe for name in preset_names() for recipe in load_recipes(name))]
+    """fp32 and all presets that are meant for it (`default`) and need no more data than was given."""
+    recipes = [FP32, *(recipe for name in preset_names() for recipe in load_recipes(name) if recipe.default)]
     return [r for r in recipes if training or not any(stage.name == "distill" for stage in r.stages)]
 
 
@@ -127,6 +130,7 @@ def _parse(text: str, name: str, where: str) -> list[Recipe]:
             Recipe(
                 name + (f"[{','.join(labels)}]" if labels else ""),
                 tuple(stage for _, stage in choice), document.seed, document.goals, document.description,
+                document.default,
             )
         )
     names = [recipe.name for recipe in recipes]

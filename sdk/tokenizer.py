@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.errors import ConfigError, ModelError
+from edgesdk.files import canonical_json, sha256_bytes
 
-PREPROCESS_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-)
+# What decides how text becomes tokens.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+PREPROCESS_FILES = (*TOKENIZER_FILES, "preprocessor_config.json")
 PREPROCESS_LIMIT = 32 << 20
 JSON_LIMIT = 4 << 20
 
@@ -27,9 +24,10 @@ JSON_LIMIT = 4 << 20
 @dataclass(frozen=True)
 class Tokenizer:
     """The tokenizer of a folder. `encode(texts, sequence)` gives `input_ids` and `attention_mask`, int64 [N, sequence],
-    truncated to `sequence` and padded at the end."""
+    truncated to `sequence` and padded at the end. `digest` is that of its files (`tokenizer_digest`)."""
 
     inner: Any
+    digest: str | None = None
 
     def encode(self, texts: Sequence[str], sequence: int) -> dict[str, NDArray[np.int64]]:
         encoded = self.inner(
@@ -76,7 +74,15 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         ) from problem
     if inner.pad_token_id is None:
         raise ConfigError(f"{folder}: its tokenizer has no padding token", "set tokenizer.pad_token and save it again")
-    return Tokenizer(inner)
+    return Tokenizer(inner, tokenizer_digest(preprocess_files(folder)))
+
+
+def tokenizer_digest(preprocess: Mapping[str, bytes]) -> str | None:
+    """Hexadecimal SHA-256 of the files (name → contents) that make a tokenizer; None where there is none."""
+    if "tokenizer.json" not in preprocess and "vocab.txt" not in preprocess:
+        return None
+    parts = {name: sha256_bytes(preprocess[name]) for name in TOKENIZER_FILES if name in preprocess}
+    return sha256_bytes(canonical_json(parts))
 
 
 def preprocess_files(folder: Path) -> dict[str, bytes]:

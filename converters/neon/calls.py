@@ -86,7 +86,8 @@ class Calls:
         result, rows = step.result, _rows(step.result)
         match step:
             case Embed():
-                tables = f"{self.table(step.tokens)}, {self.table(step.positions)}"
+                positions = "NULL, NULL" if step.positions is None else self.table(step.positions)
+                tables = f"{self.table(step.tokens)}, {positions}"
                 return f"edge_embed(ids, {rows}, {result.columns}, {tables}, {self.floats(result)}, {stride(result)});"
             case Patches():
                 return (
@@ -99,9 +100,9 @@ class Calls:
                     f"{stride(result)});"
                 )
             case Positions():
-                cls = "NULL" if step.cls is None else self.weight(step.cls, "float")
+                cls = "NULL, 0" if step.cls is None else f"{self.weight(step.cls, 'float')}, {len(step.cls)}"
                 return (
-                    f"edge_add_positions({self.floats(step.source)}, {step.source.rows}, {result.columns}, "
+                    f"edge_add_positions({self.floats(step.source)}, {_rows(step.source)}, {result.columns}, "
                     f"{stride(result)}, {cls}, {self.table(step.positions)}, {self.floats(result)});"
                 )
             case Dense():
@@ -188,8 +189,8 @@ class Calls:
         scratch = self.at(f"{step.result.name}.scratch", "float")
         return (
             f"edge_attention({', '.join(f'{p}, {stride(t)}' for p, t in zip(pointers, parts, strict=True))}, "
-            f"{_rows(step.result)}, {keys}, {step.heads}, {step.group}, {step.size}, {_float(step.scale)}, "
-            f"{self.floats(step.result)}, {stride(step.result)}, {scratch});"
+            f"{_rows(step.result)}, {keys}, {int(step.causal)}, {step.heads}, {step.group}, {step.size}, "
+            f"{_float(step.scale)}, {self.floats(step.result)}, {stride(step.result)}, {scratch});"
         )
 
 

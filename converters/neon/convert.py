@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors
+from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors, storage_notes
 from edgesdk.converters.front import lower
 from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.build import build
@@ -20,7 +20,7 @@ from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
 from edgesdk.transformer.spec import TokenEmbedding
 
-SCHEMES = ("fp32", "w8a8", "w8a8-dynamic")
+SCHEMES = ("fp32", "w8a8", "w8a8-dynamic", "w4a8", "w4a8-dynamic")
 
 name = "neon"
 
@@ -84,7 +84,10 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         work="per_input" if tokens else "constant",
         length_input=length_input(package),
         executable="model",
-        notes=(f"compiled by {toolchain.name} {toolchain.version}", *share_notes(graph, package.scheme)),
+        notes=(
+            f"compiled by {toolchain.name} {toolchain.version}", *storage_notes(package, packed=False),
+            *share_notes(graph, package.scheme),
+        ),
     )
     return write_artifact(folder, artifact, golden_inputs, golden_outputs)
 

@@ -128,10 +128,26 @@ def quantize(steps: list[Step]) -> list[Step]:
                 scales[source.name] = replace(source, name=f"{source.name}.scales", columns=2, layout="row_scales")
                 rewritten.append(QuantizeRows(packed[key], source, scales[source.name]))
         if encoding_in is not None:
-            rewritten.append(DenseStatic(step.result, packed[key], step.linears, step.residual))
+            result = step.result
+            as_made = _read_as_made(step, readers)
+            if as_made is not None:
+                result = replace(step.result, name=f"{step.result.name}.packed", layout="packed_a")
+                packed[step.result.name, as_made] = result
+            rewritten.append(DenseStatic(result, packed[key], step.linears, step.residual))
         else:
             rewritten.append(DenseDynamic(step.result, packed[key], step.linears, step.residual, scales[source.name]))
     return rewritten
+
+
+def _read_as_made(step: Dense, readers: dict[str, list[Step]]) -> Encoding | None:
+    """The encoding of a static layer's output where only static layers of that encoding read it (low-rank pairs): they
+    take the integers as they are."""
+    following = readers.get(step.result.name, [])
+    encoding = step.linears[0].output
+    if not following or step.residual is not None or len(step.linears) != 1:
+        return None
+    same = all(isinstance(reader, Dense) and reader.linears[0].input == encoding for reader in following)
+    return encoding if same and not any(step.result in reader.reads()[1:] for reader in following) else None
 
 
 def _as_table(

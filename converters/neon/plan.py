@@ -51,10 +51,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Embed(Step):
-    """tokens[ids] + positions"""
+    """tokens[ids] + positions; without positions the rows alone."""
 
     tokens: Table
-    positions: Table
+    positions: Table | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Features(Step):
 
 @dataclass(frozen=True)
 class Positions(Step):
-    """(cls in front of) source, plus positions."""
+    """(the rows [n, H] of cls in front of) source, plus positions."""
 
     source: Tensor
     cls: NDArray[np.float32] | None
@@ -155,7 +155,8 @@ class Activate(Step):
 @dataclass(frozen=True)
 class Attend(Step):
     """softmax(query · keyᵀ · scale) · value for each head; `starts` are the first columns of query, key and value in
-    their tensors; query head h reads key/value head h // group. Keys beyond the input's length are masked."""
+    their tensors; query head h reads key/value head h // group. Keys beyond the input's length are masked, and where
+    `causal` those behind the query."""
 
     query: Tensor
     key: Tensor
@@ -165,6 +166,7 @@ class Attend(Step):
     size: int
     scale: float
     starts: tuple[int, int, int] = (0, 0, 0)
+    causal: bool = False
 
 
 @dataclass(frozen=True)

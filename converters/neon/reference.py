@@ -64,14 +64,18 @@ def layernorm(x: Float, weight: Float, bias: Float, epsilon: float) -> NDArray[n
 
 
 def attention(
-    query: Float, key: Float, value: Float, heads: int, group: int, size: int, scale: float
+    query: Float, key: Float, value: Float, heads: int, group: int, size: int, scale: float,
+    causal: bool = False,
 ) -> NDArray[np.float64]:
-    """query [Q, heads · size], key and value [K, heads / group · size] → [Q, heads · size]."""
+    """query [Q, heads · size], key and value [K, heads / group · size] → [Q, heads · size]; where `causal`, query i
+    sees the keys up to i."""
     parts = []
     for head in range(heads):
         mine = slice(head * size, (head + 1) * size)
         shared = slice(head // group * size, (head // group + 1) * size)
         scores = query[:, mine].astype(np.float64) @ key[:, shared].astype(np.float64).T * scale
+        if causal:
+            scores = np.where(np.tri(*scores.shape) > 0, scores, -np.inf)
         weights = np.exp(scores - scores.max(1, keepdims=True))
         parts.append(weights / weights.sum(1, keepdims=True) @ value[:, shared].astype(np.float64))
     return np.concatenate(parts, 1)

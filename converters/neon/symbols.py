@@ -13,7 +13,8 @@ from edgesdk.converters.neon.plan import Table, Tensor
 @dataclass(frozen=True)
 class Input:
     """A graph input, or a part of the way from it: `ids`, `pixels`, `blocks`, `patches`, and of the mask `mask`,
-    `mask.float`, `mask.padding`, `mask.additive`, `mask.weight`, `mask.count`."""
+    `mask.float`, `mask.padding`, `mask.additive`, `mask.later` (with what is later too), `mask.causal`, `mask.weight`,
+    `mask.count`."""
 
     stage: str
 
@@ -27,7 +28,7 @@ class Found:
 
 @dataclass(frozen=True)
 class WithClass:
-    """Patches behind a class token."""
+    """Patches behind the rows [n, H] of class and distillation token."""
 
     cls: NDArray[np.float32]
     rows: Tensor
@@ -51,6 +52,7 @@ class Scores:
     key: Heads
     masked: bool = False
     normal: bool = False
+    causal: bool = False
 
 
 @dataclass(frozen=True)

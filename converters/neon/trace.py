@@ -136,7 +136,10 @@ class _Tracer:
     def op_unsqueeze(self, node: Operator, inputs: list[Any]) -> Any:
         if _is(inputs[0], "mask.float") and list(inputs[1]) == [2]:
             return Input("mask.weight")
-        return inputs[0] if _is(inputs[0], "mask.additive") else None
+        masks = ("mask.additive", "mask.causal")
+        if isinstance(inputs[0], np.ndarray):
+            return np.expand_dims(inputs[0], tuple(inputs[1].tolist()))
+        return inputs[0] if any(_is(inputs[0], mask) for mask in masks) else None
 
     def op_mul(self, node: Operator, inputs: list[Any]) -> Any:
         left, right = inputs
@@ -155,8 +158,10 @@ class _Tracer:
 
     def op_add(self, node: Operator, inputs: list[Any]) -> Any:
         left, right = inputs
-        if isinstance(left, Scores) and _is(right, "mask.additive"):
-            return replace(left, masked=True)
+        if isinstance(left, Scores):
+            return self.masked_scores(left, right)
+        if _is(left, "mask.additive") and _is_causal(right):
+            return Input("mask.later")
         if isinstance(left, Tensor) and isinstance(right, Tensor):
             same = (left.rows, left.columns) == (right.rows, right.columns)
             return self.add(Sum(self.same(node, left), left, right)) if same else None
@@ -171,14 +176,29 @@ class _Tracer:
         if isinstance(left, Found):
             self.vocabulary = len(left.table.values)
             return self.add(Embed(result, left.table, positions))
-        if isinstance(left, WithClass) and (left.rows.rows + 1, left.rows.columns) == (rows, columns):
+        if isinstance(left, WithClass) and (left.rows.rows + len(left.cls), left.rows.columns) == (rows, columns):
             return self.add(Positions(result, left.rows, left.cls, positions))
         if isinstance(left, Tensor) and (left.rows, left.columns) == (rows, columns):
             return self.add(Positions(result, left, None, positions))
         return None
 
+    def op_max(self, node: Operator, inputs: list[Any]) -> Any:
+        left, right = inputs
+        limit = _scalar(right)
+        return Input("mask.causal") if _is(left, "mask.later") and limit is not None and limit <= -30.0 else None
+
+    def masked_scores(self, scores: Scores, mask: Any) -> Any:
+        if _is(mask, "mask.additive"):
+            return replace(scores, masked=True)
+        if _is(mask, "mask.causal"):
+            return replace(scores, masked=True, causal=True)
+        return replace(scores, causal=True) if _is_causal(mask) else None
+
     def op_reshape(self, node: Operator, inputs: list[Any]) -> Any:
         value, shape = inputs[0], self.shape(node)
+        if isinstance(value, Found) and len(shape) == 2 and shape[1] == value.table.values.shape[1]:
+            self.sequence, self.vocabulary = shape[0], len(value.table.values)
+            return self.add(Embed(self.tensor(node.outputs[0], *shape), value.table, None))
         if isinstance(value, Tensor):
             if shape in ((value.rows, value.columns), (1, value.rows, value.columns)):
                 return value
@@ -207,12 +227,12 @@ class _Tracer:
         return None
 
     def op_concat(self, node: Operator, inputs: list[Any]) -> Any:
-        if len(inputs) != 2 or node.attributes.get("axis") != 1:
+        *first, rows = inputs
+        if node.attributes.get("axis") != 1 or not first or not isinstance(rows, Tensor):
             return None
-        cls, rows = inputs
-        if isinstance(cls, np.ndarray) and isinstance(rows, Tensor) and cls.shape == (1, 1, rows.columns):
-            return WithClass(cls.reshape(-1).astype(np.float32), rows)
-        return None
+        if not all(isinstance(part, np.ndarray) and part.shape == (1, 1, rows.columns) for part in first):
+            return None
+        return WithClass(np.concatenate(first, 1)[0].astype(np.float32), rows)
 
     def op_matmul(self, node: Operator, inputs: list[Any]) -> Any:
         left, right = inputs
@@ -231,7 +251,10 @@ class _Tracer:
             result = replace(query.tensor, name=node.outputs[0], columns=query.heads * query.size)
             group = query.heads // key.heads
             tensors = (query.tensor, key.tensor, right.tensor)
-            return Context(self.add(Attend(result, *tensors, query.heads, group, query.size, query.scale)))
+            attend = Attend(
+                result, *tensors, query.heads, group, query.size, query.scale, causal=left.causal
+            )
+            return Context(self.add(attend))
         return None
 
     def op_softmax(self, node: Operator, inputs: list[Any]) -> Any:
@@ -284,6 +307,17 @@ class _Tracer:
 
 def _is(value: Any, stage: str) -> bool:
     return isinstance(value, Input) and value.stage == stage
+
+
+def _is_causal(value: Any) -> bool:
+    """A constant [sequence, sequence] that hides what is later, and nothing else."""
+    if not isinstance(value, np.ndarray) or value.ndim < 2 or value.shape[-1] != value.shape[-2]:
+        return False
+    if value.size != value.shape[-1] ** 2:
+        return False
+    square = value.reshape(value.shape[-2:])
+    later = np.triu(np.ones(square.shape, bool), 1)
+    return bool((square[later] <= -30.0).all() and not square[~later].any())
 
 
 def _scalar(value: Any) -> float | None:

@@ -22,7 +22,7 @@ name = "tflite"
 MODEL = "model.tflite"
 RUNTIME = "ai-edge-litert"
 OLDEST_RUNTIME = "ai-edge-litert 1.0"
-SCHEMES = ("fp32", "w8a8", "w8a8-dynamic")
+SCHEMES = ("fp32", "w8a8", "w8a8-dynamic", "w4a8", "w4a8-dynamic")
 LARGEST_FILE = 2**31 - 2**20
 """Offsets of a flatbuffer are signed 32-bit numbers."""
 
@@ -56,7 +56,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
     if reasons:
         raise ConvertError("; ".join(reasons), "build this package with another converter")
     from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-    from edgesdk.converters.base import golden, input_tensors, output_tensors
+    from edgesdk.converters.base import golden, input_tensors, output_tensors, storage_notes
     from edgesdk.converters.front import lower
     from edgesdk.converters.integer_share import share_notes
     from edgesdk.converters.tflite.model import translate
@@ -77,7 +77,8 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         outputs=output_tensors(package),
         golden=rows,
         notes=(
-            DYNAMIC_NOTE if package.scheme.endswith("-dynamic") else STATIC_NOTE, *share_notes(graph, package.scheme)
+            DYNAMIC_NOTE if package.scheme.endswith("-dynamic") else STATIC_NOTE, *storage_notes(package, packed=False),
+            *share_notes(graph, package.scheme),
         ),
     )
     return write_artifact(folder, artifact, inputs, outputs)

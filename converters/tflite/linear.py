@@ -63,6 +63,8 @@ def _static(translation: Translation, node: Linear, result: str, activation: int
     ]
     integers = writer.tensor(translation.shape(node.result), "int8", _per_tensor(node.output))
     writer.operator("FULLY_CONNECTED", inputs, [integers], fusedActivationFunction=activation)
+    # The second of a low-rank pair reads the integers of the first one as they are.
+    translation.quantized[result, node.output] = integers
     writer.operator("DEQUANTIZE", [integers], [translation.result(result)])
 
 

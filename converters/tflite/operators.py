@@ -197,6 +197,12 @@ def _cast(translation: Translation, node: Operator) -> None:
     translation.writer.operator("DEQUANTIZE", [source], [translation.result(output)])
 
 
+def _maximum(translation: Translation, node: Operator) -> None:
+    if len(node.inputs) != 2:
+        raise refuse(node, f"{len(node.inputs)} inputs, TFLite has 2")
+    _plain("MAXIMUM")(translation, node)
+
+
 def _concat(translation: Translation, node: Operator) -> None:
     rank = len(translation.shape(node.outputs[0]))
     inputs = _floats(translation, node)
@@ -234,6 +240,7 @@ OPERATORS: dict[str, Translator] = {
     "Gelu": _gelu,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
+    "Max": _maximum,
     "Mul": _plain("MUL"),
     "ReduceMean": _reduce("MEAN"),
     "ReduceSum": _reduce("SUM"),

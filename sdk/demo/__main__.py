@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from edgesdk import demo
-from edgesdk.evaluate import accuracy
 from edgesdk.importing import import_job
 from edgesdk.package import write_package
-from edgesdk.stages.train import Schedule, train
+from edgesdk.stages.base import Context
+from edgesdk.stages.train import TrainingOptions, fit
 from edgesdk.transformer.module import Transformer
 from edgesdk.transformer.spec import Layer, PatchEmbedding, TransformerSpec
 
@@ -42,20 +40,21 @@ def main(out: Path) -> None:
         if name in ("embedding.positions.weight", "embedding.cls"):
             torch.nn.init.trunc_normal_(parameter, std=0.02)
     rest, validation = demo.train_data().split(0.1, demo.SEED)
-    labels, validation_labels = rest.labels, validation.labels
-    assert labels is not None and validation_labels is not None
+    labels = rest.labels
+    assert labels is not None
 
-    def loss(logits: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
-        return functional.cross_entropy(logits, torch.from_numpy(labels[rows]), label_smoothing=0.1)
+    def loss(module: Transformer, batch: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        targets = torch.from_numpy(labels)[rows.cpu()].to(rows.device)
+        return functional.cross_entropy(module.trace(batch).output, targets, label_smoothing=0.1)
 
     def show(what: str, step: int, steps: int) -> None:
         if step % 100 == 0:
             print(f"{what}: {step} of {steps}", flush=True)
 
-    schedule = Schedule(epochs=60, batch=64, learning_rate=2e-3, weight_decay=0.05)
-    best = train(
-        module, rest, loss, schedule, demo.SEED, lambda y: accuracy(y, validation_labels), validation, show
-    )
+    untrained = import_job(module, demo.test_data(), demo.train_data(), name="digits").package
+    context = Context(rest, validation, validation, untrained, demo.SEED, show)
+    options = TrainingOptions(epochs=60, learning_rate=2e-3, head_learning_rate=2e-3)
+    best = fit(module, context, options, loss, what="training")
     print(f"validation accuracy {best:.4f}")
     job = import_job(module, demo.test_data(), demo.train_data(), name="digits")
     print(f"test accuracy {job.package.baseline.accuracy:.4f} of {job.package.baseline.n}")

@@ -12,6 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edgesdk.data import Dataset
 from edgesdk.errors import StageError
-from edgesdk.package import Encodings, LineageEntry, Package, content_digest
+from edgesdk.package import Encodings, LineageEntry, Package, content_digest, signature
 from edgesdk.transformer.spec import TransformerSpec
 
 Progress = Callable[[str, int, int], None]
@@ -38,20 +39,36 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a package before any work: `training` says whether there is labelled training data."""
+    """What is known of a package before any work.
+
+    Attributes:
+        training: whether there is labelled training data.
+        text: whether the data hold their texts and the package a tokenizer, so that rows can be encoded anew.
+        sparse_block: (outputs, inputs) of the target's sparse kernels; None where the target is not known.
+    """
 
     spec: TransformerSpec
     scheme: str
     task: str
     training: bool
+    text: bool = False
+    sparse_block: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may use besides its package.
+    """What a stage may use besides its package. Data are encoded for the package that the stage gets.
 
-    `train` is None where no training data was given; `calibration` then comes from the evaluation data, which the
-    report says. `teacher` is the imported fp32 package. `seed` makes the stage repeatable.
+    Attributes:
+        train: None where no training data was given; `calibration` then comes from the evaluation data, which the
+            report says.
+        validation: rows that training may look at to stop or to choose its best weights.
+        teacher: the imported fp32 package; it may have another tokenizer (see `edgesdk.encode.encoded_for`).
+        seed: makes the stage repeatable.
+        holdout: rows that no training has looked at, for bounds that must hold (thresholds of exits); None where there
+            are none, and then `validation` serves and the bound is weaker than it says.
+        sparse_block: (outputs, inputs) of the target's sparse kernels.
+        checkpoints: folder for the state of unfinished training, so that a killed run goes on; None keeps none.
     """
 
     train: Dataset | None
@@ -60,20 +77,41 @@ class Context:
     teacher: Package
     seed: int
     progress: Progress = silent
+    holdout: Dataset | None = None
+    sparse_block: tuple[int, int] | None = None
+    checkpoints: Path | None = None
 
     @property
     def training(self) -> bool:
-        """Whether there is labelled training data."""
-        return self.train is not None and self.train.labels is not None
+        """Whether there is training data: labelled for classifiers, any for encoders (their teacher is the target)."""
+        return self.train is not None and (self.train.labels is not None or self.teacher.spec.classes is None)
+
+    def outline(self, package: Package) -> Outline:
+        """The outline of an existing package in this context."""
+        text = bool(package.preprocess) and self.calibration.texts is not None
+        return outline_of(package, self.training, text, self.sparse_block)
+
+    def encoded_for(self, package: Package) -> Context:
+        """The same context with every row encoded by the tokenizer of `package`."""
+        from edgesdk.encode import encoded_for
+
+        data = {name: getattr(self, name) for name in ("train", "validation", "calibration", "holdout")}
+        return dataclasses.replace(
+            self, **{name: None if value is None else encoded_for(package, value) for name, value in data.items()}
+        )
 
 
 @dataclass(frozen=True)
 class Change:
-    """What `apply` gives back; None keeps what the package has."""
+    """What `apply` gives back; None keeps what the package has. A stage that changes the tokenizer gives `preprocess`
+    and the sample inputs in its new tokens."""
 
     spec: TransformerSpec | None = None
     weights: Mapping[str, NDArray[np.float32]] | None = None
     encodings: Encodings | None = None
+    preprocess: Mapping[str, bytes] | None = None
+    calibration: Mapping[str, NDArray[Any]] | None = None
+    golden_inputs: Mapping[str, NDArray[Any]] | None = None
 
 
 class Stage(ABC):
@@ -84,6 +122,12 @@ class Stage(ABC):
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    @property
+    def exact(self) -> bool:
+        """Whether `ensures` knows every size. Where sizes are found by the work (ranks or widths under a budget), it
+        promises a model of the same inputs and outputs, and its sizes are an estimate."""
+        return True
 
     @abstractmethod
     def requires(self, outline: Outline) -> list[str]:
@@ -98,9 +142,11 @@ class Stage(ABC):
         """Do the work."""
 
 
-def outline_of(package: Package, training: bool) -> Outline:
+def outline_of(
+    package: Package, training: bool, text: bool = False, sparse_block: tuple[int, int] | None = None
+) -> Outline:
     """The outline of an existing package."""
-    return Outline(package.spec, package.scheme, package.task, training)
+    return Outline(package.spec, package.scheme, package.task, training, text, sparse_block)
 
 
 def run_stage(stage: Stage, package: Package, context: Context) -> Package:
@@ -114,7 +160,9 @@ def run_stage(stage: Stage, package: Package, context: Context) -> Package:
     from edgesdk.transformer.graph import write_graph
     from edgesdk.verify import verify
 
-    before = outline_of(package, context.training)
+    given = context
+    context = given.encoded_for(package)
+    before = context.outline(package)
     reasons = stage.requires(before)
     if reasons:
         raise StageError(f"stage {stage.name}: " + "; ".join(reasons))
@@ -123,14 +171,18 @@ def run_stage(stage: Stage, package: Package, context: Context) -> Package:
     weights = package.weights if change.weights is None else change.weights
     encodings = package.encodings if change.encodings is None else change.encodings
     graph = write_graph(spec, weights, encodings)
-    inputs = package.samples.golden_inputs
+    inputs = package.samples.golden_inputs if change.golden_inputs is None else change.golden_inputs
     golden_float, own = golden_outputs(spec, weights, graph, encodings is not None, inputs)
-    samples = dataclasses.replace(package.samples, golden_float=golden_float, golden_outputs=own)
+    samples = dataclasses.replace(
+        package.samples, golden_float=golden_float, golden_outputs=own, golden_inputs=inputs,
+        calibration=package.samples.calibration if change.calibration is None else change.calibration,
+    )
     changed = dataclasses.replace(
-        package, spec=spec, weights=weights, encodings=encodings, graph=graph, samples=samples
+        package, spec=spec, weights=weights, encodings=encodings, graph=graph, samples=samples,
+        preprocess=package.preprocess if change.preprocess is None else change.preprocess,
     )
     promised = stage.ensures(before)
-    if (changed.spec, changed.scheme) != (promised.spec, promised.scheme):
+    if not _kept(stage, promised, changed):
         raise StageError(f"stage {stage.name}: it promised {promised.scheme} {promised.spec}, made {changed.spec}")
     entry = LineageEntry(
         stage=stage.name,
@@ -138,7 +190,7 @@ def run_stage(stage: Stage, package: Package, context: Context) -> Package:
         seed=context.seed,
         parent=content_digest(package),
         metrics_before=_metrics(package, context.validation),
-        metrics_after=_metrics(changed, context.validation),
+        metrics_after=_metrics(changed, given.encoded_for(changed).validation),
         bytes_before=len(package.graph),
         bytes_after=len(changed.graph),
         parameters_before=package.spec.parameters(),
@@ -151,11 +203,28 @@ def run_stage(stage: Stage, package: Package, context: Context) -> Package:
     return changed
 
 
+def _kept(stage: Stage, promised: Outline, made: Package) -> bool:
+    if promised.scheme != made.scheme:
+        return False
+    if stage.exact:
+        return promised.spec == made.spec
+    return signature(promised.spec) == signature(made.spec)
+
+
+_METRICS: dict[tuple[str, str], dict[str, float]] = {}
+
+
 def _metrics(package: Package, data: Dataset) -> dict[str, float]:
+    """The package's metrics on data; what one stage leaves is what the next one finds, so it is kept."""
+    from edgesdk.dynamic_report import dynamic_metrics
     from edgesdk.evaluate import evaluate_package
 
-    value = evaluate_package(package, data)
-    return {} if value is None else {package.metric: round(value, 6)}
+    key = (content_digest(dataclasses.replace(package, lineage=())), data.digest)
+    if key not in _METRICS:
+        value = evaluate_package(package, data)
+        _METRICS[key] = {} if value is None else {package.metric: round(value, 6)}
+        _METRICS[key] |= dynamic_metrics(package, data)
+    return _METRICS[key]
 
 
 def scope_matches(scope: str, names: list[str], where: str) -> list[str]:

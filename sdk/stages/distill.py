@@ -1,32 +1,35 @@
-"""`distill`: train the package against a teacher: α · cross-entropy + (1 − α) · T² · KL(teacher ‖ student).
+"""`distill`: train the package against a teacher; it is also how a model recovers from the stages before it.
 
-Soft labels at temperature T after Hinton et al. 2015 (arXiv:1503.02531); the factor T² keeps the two gradients of one
-size. The teacher is the imported fp32 model. It is also how the model recovers from the stages before it.
+Three losses are added: that of `targets.recovery_loss` on the outputs; `hidden` times the squared error of normalised
+hidden states between layers that are mapped evenly (Jiao et al. 2020, arXiv:1909.10351); `attention` times the
+divergence of the relations Q·Qᵀ, K·Kᵀ and V·Vᵀ of the last layers, heads split anew so that their numbers may differ
+(MiniLMv2, Wang et al. 2021, arXiv:2012.15828).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from edgesdk.package import Package
+from edgesdk.encode import encoded_for
+from edgesdk.errors import EdgeSDKError, StageError
+from edgesdk.package import Package, read_package
+from edgesdk.package_files import read_manifest
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from edgesdk.stages.train import TrainingOptions, fit
 
 
-class DistillOptions(Options):
-    """`alpha` weighs the hard labels, 1 − alpha the soft ones at `temperature`."""
+class DistillOptions(TrainingOptions):
+    """`hidden` and `attention` weigh the losses inside the model, 0 leaves them out; `teacher` is the path of an
+    .edgepkg of the same task and labels, by default the imported model teaches."""
 
-    temperature: float = Field(default=4.0, gt=0, le=100)
-    alpha: float = Field(default=0.3, ge=0, le=1)
-    epochs: int = Field(default=5, ge=1, le=1000)
-    batch: int = Field(default=64, ge=1)
-    learning_rate: float = Field(default=5e-4, gt=0, lt=1)
+    hidden: float = Field(default=0.0, ge=0, le=1000)
+    attention: float = Field(default=0.0, ge=0, le=1000)
+    teacher: str | None = None
 
 
 class Distill(Stage):
@@ -37,49 +40,100 @@ class Distill(Stage):
     options: DistillOptions
 
     def requires(self, outline: Outline) -> list[str]:
-        reasons = []
-        if not outline.training:
-            reasons.append("it needs labelled training data: give --train-data")
-        if outline.scheme != "fp32":
-            reasons.append(f"it trains fp32 packages, this one is {outline.scheme}; put it before the quantize stage")
-        if outline.task != "classification":
-            reasons.append(f"it trains classifiers, this model's task is {outline.task}")
+        reasons = training_reasons(outline)
+        if self.options.attention and not outline.spec.layers:
+            reasons.append("the attention loss needs a layer")
+        if self.options.teacher is not None:
+            reasons += _teacher_reasons(Path(self.options.teacher), outline)
         return reasons
 
     def ensures(self, outline: Outline) -> Outline:
         return outline
 
     def apply(self, package: Package, context: Context) -> Change:
-        import torch
+        from edgesdk.stages.distill_inside import InsideLoss
+        from edgesdk.stages.targets import recovery_loss
+        from edgesdk.transformer.module import build, weights_of
 
-        from edgesdk.evaluate import accuracy
-        from edgesdk.stages.train import Schedule, train
-        from edgesdk.transformer.module import build, run, weights_of
-
-        options, data = self.options, context.train
-        assert data is not None and data.labels is not None and context.validation.labels is not None
-        labels, validation_labels = data.labels, context.validation.labels
-        teacher = build(context.teacher.spec, context.teacher.weights)
-        teacher_logits = torch.from_numpy(run(teacher, data.inputs))
-
-        def loss(logits: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
-            return distillation_loss(logits, teacher_logits[rows], torch.from_numpy(labels[rows]), options)
-
+        context = dataclasses.replace(context, teacher=self._teacher(package, context))
         module = build(package.spec, package.weights)
-        schedule = Schedule(options.epochs, options.batch, options.learning_rate)
-        train(
-            module, data, loss, schedule, context.seed,
-            lambda outputs: accuracy(outputs, validation_labels), context.validation, context.progress,
-        )
+        if self.options.hidden or self.options.attention:
+            _check_tokens(context)
+            inside = InsideLoss(package.spec, context, self.options)
+            fit(module, context, self.options, inside, what=self.name, extra=inside.projection)
+        else:
+            fit(module, context, self.options, recovery_loss(context, self.options), what=self.name)
         return Change(weights=weights_of(module))
 
+    def _teacher(self, package: Package, context: Context) -> Package:
+        """The teacher, which must answer the same question.
 
-def distillation_loss(logits: Tensor, teacher: Tensor, labels: Tensor, options: DistillOptions) -> Tensor:
-    """α · cross-entropy + (1 − α) · T² · KL(teacher ‖ student), mean over the rows of logits [B, C] and labels [B]."""
-    from torch.nn import functional
+        Raises:
+            StageError: another task, other outputs or other labels.
+        """
+        where = "the imported model" if self.options.teacher is None else self.options.teacher
+        teacher = context.teacher if self.options.teacher is None else read_package(self.options.teacher)
+        for what, own, found in (
+            ("task", package.task, teacher.task),
+            ("output", package.spec.output, teacher.spec.output),
+            ("number of classes", package.spec.classes, teacher.spec.classes),
+            ("kind of input", package.spec.embedding.kind, teacher.spec.embedding.kind),
+        ):
+            if own != found:
+                raise StageError(
+                    f"stage distill: teacher {where}: {what} {found}, the student's is {own}",
+                    "give a teacher of the same task",
+                )
+        if package.labels is not None and teacher.labels is not None and package.labels != teacher.labels:
+            pairs = zip(package.labels, teacher.labels, strict=True)
+            index, (own, found) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise StageError(
+                f"stage distill: teacher {where}: label {index} is {found!r}, the student's is {own!r}",
+                "give a teacher that was trained on the same labels in the same order",
+            )
+        if package.spec.classes is None and package.spec.hidden != teacher.spec.hidden:
+            raise StageError(
+                f"stage distill: teacher {where}: outputs of width {teacher.spec.hidden}, the student's have "
+                f"{package.spec.hidden}", "an encoder's student must have the width of its teacher",
+            )
+        return teacher
 
-    hard = functional.cross_entropy(logits, labels)
-    student = (logits / options.temperature).log_softmax(-1)
-    soft = (teacher / options.temperature).log_softmax(-1)
-    divergence = functional.kl_div(student, soft, reduction="batchmean", log_target=True)
-    return options.alpha * hard + (1 - options.alpha) * options.temperature**2 * divergence
+
+def training_reasons(outline: Outline) -> list[str]:
+    """Why an fp32 package cannot be trained; empty when it can."""
+    reasons = []
+    if not outline.training:
+        labelled = "training data" if outline.spec.classes is None else "labelled training data"
+        reasons.append(f"it needs {labelled}: give --train-data")
+    if outline.scheme != "fp32":
+        reasons.append(f"it trains fp32 packages, this one is {outline.scheme}; put it before the quantize stage")
+    if outline.spec.lm_head:
+        reasons.append("it trains classifiers and encoders, this model makes token logits")
+    return reasons
+
+
+def _teacher_reasons(path: Path, outline: Outline) -> list[str]:
+    """What the manifest of the teacher's package says against it; the rest is checked when it is read."""
+    try:
+        manifest, _ = read_manifest(path)
+    except EdgeSDKError as problem:
+        return [f"teacher {path}: {problem.message}"]
+    reasons = []
+    if manifest.get("task") != outline.task:
+        reasons.append(f"teacher {path}: its task is {manifest.get('task')}, this model's is {outline.task}")
+    labels = manifest.get("labels")
+    if isinstance(labels, list) and outline.spec.classes is not None and len(labels) != outline.spec.classes:
+        reasons.append(f"teacher {path}: it has {len(labels)} classes, this model has {outline.spec.classes}")
+    return reasons
+
+
+def _check_tokens(context: Context) -> None:
+    """Losses inside the model compare token with token, so teacher and student must read the same tokens."""
+    assert context.train is not None
+    rows = encoded_for(context.teacher, context.train)
+    same = all(np.array_equal(value, rows.inputs.get(name, ())) for name, value in context.train.inputs.items())
+    if not same:
+        raise StageError(
+            "stage distill: hidden and attention losses need a teacher with the same tokenizer",
+            "set hidden and attention to 0, or put distill before the stage that changes the tokenizer",
+        )

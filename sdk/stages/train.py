@@ -1,88 +1,87 @@
-"""The one training loop: AdamW, warm-up then cosine, best weights on the validation data, repeatable from its seed."""
+"""The one trainer: every stage that learns calls `fit`. This module loads no torch; the loop is `train_loop.py`.
+
+AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with linear warm-up and a cosine down to zero, batches of rows of
+similar length, bfloat16 where the hardware has it, structural zeros kept, the best weights on the validation data,
+repeatable from the seed, and a killed run goes on where it was.
+"""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import Field
 
-from edgesdk.data import Dataset
-from edgesdk.stages.base import Progress, silent
-from edgesdk.transformer.module import Transformer, run
+from edgesdk.stages.base import Context, Options
 
-Loss = Callable[[Tensor, NDArray[np.int64]], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgesdk.transformer.module import Transformer
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """`learning_rate` is the peak; the first `warmup` share of the steps rises to it linearly."""
+class TrainingOptions(Options):
+    """Options of every stage that trains; they inherit it.
 
-    epochs: int
-    batch: int
-    learning_rate: float
-    weight_decay: float = 0.01
-    warmup: float = 0.1
+    Attributes:
+        temperature, alpha: of the distillation loss (`targets.recovery_loss`); alpha weighs the hard labels.
+        epochs: passes over the training data; parts of a pass are allowed (0.25).
+        learning_rate: the peak, which the first tenth of the steps rises to.
+        head_learning_rate: of classifier, exits and gates; None: five times `learning_rate`.
+        patience: stop after so many validations without a better score; None: never.
+    """
+
+    temperature: float = Field(default=2.0, gt=0, le=100)
+    alpha: float = Field(default=0.3, ge=0, le=1)
+    epochs: float = Field(default=1.0, gt=0, le=1000)
+    batch: int = Field(default=64, ge=1, le=65536)
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    head_learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    patience: int | None = Field(default=None, ge=1)
 
 
-def train(
+class Loss(Protocol):
+    """What `fit` makes small."""
+
+    def __call__(self, module: Transformer, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """Scalar loss of a batch: `batch` holds the named inputs [B, …], trimmed to the longest row; `rows` int64 [B]
+        their numbers in `context.train`. Both lie on the device of the module."""
+
+
+def fit(
     module: Transformer,
-    data: Dataset,
+    context: Context,
+    options: TrainingOptions,
     loss: Loss,
-    schedule: Schedule,
-    seed: int,
-    validate: Callable[[NDArray[Any]], float],
-    validation: Dataset,
-    progress: Progress = silent,
+    *,
+    what: str,
+    extra: nn.Module | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+    score: Callable[[Transformer], float] | None = None,
+    after_step: Callable[[int, int], None] | None = None,
+    forward_context: Callable[[], AbstractContextManager[object]] | None = None,
 ) -> float:
-    """Train in place and leave the weights that were best on the validation data.
+    """Train `module` in place on `context.train` and leave its best weights in it, in evaluation mode, on the CPU.
 
     Args:
-        loss: (outputs [B, …], row numbers [B] of `data`) → scalar.
-        validate: (outputs on the validation data) → a figure, higher is better.
+        what: name of this training in progress and in its checkpoint, such as "distill".
+        extra: trained with it and best-of-all like it (projections, learned scales); its buffers are kept in
+            checkpoints too, so state that a resumed run needs belongs there.
+        parameters: train only these (and `extra`); None: all.
+        score: judges the module on the validation data at the end of each epoch, higher is better; default: accuracy
+            of the last output, or mean cosine to the teacher for encoders.
+        after_step: called as (steps done, all steps) after each step, structural zeros already restored; a resumed run
+            first calls it with the steps done before.
+        forward_context: entered around each step's forward and backward pass, and around `score`.
 
     Returns:
-        the best validation figure.
+        the best score.
+
+    Raises:
+        StageError: there is no training data, or the loss is not finite.
     """
-    order = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(module.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
-    steps = max(1, math.ceil(len(data) / schedule.batch)) * schedule.epochs
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, schedule.warmup))
-    best, best_weights, step = -math.inf, copy.deepcopy(module.state_dict()), 0
-    for _ in range(schedule.epochs):
-        module.train()
-        rows = order.permutation(len(data))
-        for start in range(0, len(rows), schedule.batch):
-            chosen = rows[start : start + schedule.batch]
-            value = loss(module(_tensors(data.inputs, chosen)), chosen)
-            optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            step += 1
-            progress("training", step, steps)
-        module.eval()
-        figure = validate(run(module, validation.inputs))
-        # ">=": later weights of an equal figure have seen the lower learning rates.
-        if figure >= best:
-            best, best_weights = figure, copy.deepcopy(module.state_dict())
-    module.load_state_dict(best_weights)
-    return best
+    from edgesdk.stages.train_loop import Training
 
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    rising = max(1, int(steps * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def _tensors(inputs: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(value[rows])) for name, value in inputs.items()}
+    training = Training(module, context, options, loss, what, extra, parameters, score, after_step, forward_context)
+    return training.run()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgesdk.errors import PackageError
+from edgesdk.transformer.dynamic import Trace, choose, straight_through
 from edgesdk.transformer.spec import FeatureEmbedding, Layer, PatchEmbedding, TokenEmbedding, TransformerSpec
 
 # Added to the scores of padded positions. Large enough to vanish in softmax, small enough to quantize (HF's -3.4e38
@@ -30,6 +31,22 @@ def no_tap(name: str, value: Tensor) -> Tensor:
     return value
 
 
+class LowRank(nn.Module):
+    """y = (x · vᵀ) · uᵀ + b with v [r, K] and u [N, r]: a linear layer of rank r."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.v = nn.Linear(inputs, rank, bias=False)
+        self.u = nn.Linear(rank, outputs)
+
+
+def apply_linear(linear: nn.Module, value: Tensor, name: str, tap: Tap) -> Tensor:
+    """The output of a plain or low-rank linear layer, tapped under `name` (the middle of a pair under `name.v`)."""
+    if isinstance(linear, LowRank):
+        value, linear = tap(f"{name}.v", linear.v(value)), linear.u
+    return tap(name, linear(value))
+
+
 class Embedding(nn.Module):
     """Inputs of any kind → [B, S, H]."""
 
@@ -37,27 +54,45 @@ class Embedding(nn.Module):
         super().__init__()
         self.spec = spec.embedding
         if isinstance(self.spec, TokenEmbedding):
-            self.tokens = nn.Embedding(self.spec.vocabulary, spec.hidden)
+            self.tokens = nn.Embedding(self.spec.vocabulary, self.spec.width or spec.hidden)
+            if self.spec.width is not None:
+                self.projection = nn.Linear(self.spec.width, spec.hidden)
         if isinstance(self.spec, PatchEmbedding):
             self.patches = nn.Linear(self.spec.channels * self.spec.patch**2, spec.hidden)
             if self.spec.cls:
                 self.cls = nn.Parameter(torch.zeros(spec.hidden))
+            if self.spec.distillation:
+                self.distillation = nn.Parameter(torch.zeros(spec.hidden))
         if not isinstance(self.spec, FeatureEmbedding):
-            self.positions = nn.Embedding(spec.max_length, spec.hidden)
+            self.positions = nn.Embedding(spec.max_length, spec.embedding_width)
         if self.spec.norm:
-            self.norm = nn.LayerNorm(spec.hidden, spec.norm_epsilon)
+            self.norm = nn.LayerNorm(spec.embedding_width, spec.norm_epsilon)
 
     def forward(self, value: Tensor, tap: Tap) -> Tensor:
+        if isinstance(self.spec, TokenEmbedding):
+            return self.embed_tokens(value, self.spec, tap)
         if isinstance(self.spec, FeatureEmbedding):
             hidden = value
-        elif isinstance(self.spec, TokenEmbedding):
-            hidden = self.tokens(value) + self.positions.weight[: value.shape[1]]
         else:
             hidden = tap("embedding.patches", self.patches(tap("embedding.patches.input", self.unfold(value))))
-            if self.spec.cls:
-                hidden = torch.cat([self.cls.expand(len(hidden), 1, -1), hidden], 1)
+            first = [self.cls] if self.spec.cls else []
+            first += [self.distillation] if self.spec.distillation else []
+            if first:
+                hidden = torch.cat([*(token.expand(len(hidden), 1, -1) for token in first), hidden], 1)
             hidden = hidden + self.positions.weight
         return self.norm(hidden) if self.spec.norm else hidden
+
+    def embed_tokens(self, ids: Tensor, spec: TokenEmbedding, tap: Tap) -> Tensor:
+        hidden = self.tokens(ids)
+        if spec.width is not None and spec.project == "tokens":
+            hidden = self.project(hidden, tap)
+        hidden = hidden + self.positions.weight[: ids.shape[1]]
+        if spec.norm:
+            hidden = self.norm(hidden)
+        return self.project(hidden, tap) if spec.width is not None and spec.project == "all" else hidden
+
+    def project(self, hidden: Tensor, tap: Tap) -> Tensor:
+        return tap("embedding.projection", self.projection(tap("embedding.projection.input", hidden)))
 
     def unfold(self, pixels: Tensor) -> Tensor:
         """[B, c, size, size] → [B, P, c·p·p], patches row by row."""
@@ -67,6 +102,12 @@ class Embedding(nn.Module):
         return blocks.reshape(-1, side * side, self.spec.channels * patch * patch)
 
 
+def make_linear(layer: Layer, part: str, inputs: int, outputs: int) -> nn.Module:
+    """The plain or low-rank linear layer of one part of a layer."""
+    rank = layer.ranks.get(part)
+    return nn.Linear(inputs, outputs) if rank is None else LowRank(inputs, outputs, rank)
+
+
 class Attention(nn.Module):
     """Multi-head attention [B, S, H] → [B, S, H]; fewer key/value heads than heads means grouped queries."""
 
@@ -74,18 +115,18 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         width, kv_width = layer.heads * layer.head_size, layer.kv_heads * layer.head_size
-        self.query = nn.Linear(hidden, width)
-        self.key = nn.Linear(hidden, kv_width)
-        self.value = nn.Linear(hidden, kv_width)
-        self.output = nn.Linear(width, hidden)
+        self.query = make_linear(layer, "attention.query", hidden, width)
+        self.key = make_linear(layer, "attention.key", hidden, kv_width)
+        self.value = make_linear(layer, "attention.value", hidden, kv_width)
+        self.output = make_linear(layer, "attention.output", width, hidden)
         self.norm = nn.LayerNorm(hidden, epsilon)
 
     def forward(self, hidden: Tensor, mask: Tensor | None, prefix: str, tap: Tap) -> Tensor:
         layer, (batch, sequence, _) = self.layer, hidden.shape
         hidden = tap(f"{prefix}.input", hidden)
 
-        def heads(name: str, projection: nn.Linear, count: int) -> Tensor:
-            value = tap(f"{prefix}.{name}", projection(hidden))
+        def heads(name: str, projection: nn.Module, count: int) -> Tensor:
+            value = apply_linear(projection, hidden, f"{prefix}.{name}", tap)
             return value.reshape(batch, sequence, count, layer.head_size).transpose(1, 2)
 
         query = heads("query", self.query, layer.heads)
@@ -98,7 +139,7 @@ class Attention(nn.Module):
         if mask is not None:
             scores = scores + mask
         context = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, sequence, -1)
-        return tap(f"{prefix}.output", self.output(tap(f"{prefix}.context", context)))
+        return apply_linear(self.output, tap(f"{prefix}.context", context), f"{prefix}.output", tap)
 
 
 class FeedForward(nn.Module):
@@ -106,28 +147,32 @@ class FeedForward(nn.Module):
 
     def __init__(self, layer: Layer, spec: TransformerSpec) -> None:
         super().__init__()
-        self.up = nn.Linear(spec.hidden, layer.ffn)
-        self.down = nn.Linear(layer.ffn, spec.hidden)
+        self.up = make_linear(layer, "ffn.up", spec.hidden, layer.ffn)
+        self.down = make_linear(layer, "ffn.down", layer.ffn, spec.hidden)
         self.norm = nn.LayerNorm(spec.hidden, spec.norm_epsilon)
         self.activation = spec.activation
 
     def forward(self, hidden: Tensor, prefix: str, tap: Tap) -> Tensor:
-        up = tap(f"{prefix}.up", self.up(tap(f"{prefix}.input", hidden)))
+        up = apply_linear(self.up, tap(f"{prefix}.input", hidden), f"{prefix}.up", tap)
         if self.activation == "relu":
             active = functional.relu(up)
         else:
             active = functional.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return tap(f"{prefix}.down", self.down(tap(f"{prefix}.hidden", active)))
+        return apply_linear(self.down, tap(f"{prefix}.hidden", active), f"{prefix}.down", tap)
 
 
 class Block(nn.Module):
-    """One encoder layer, pre- or post-norm."""
+    """One layer, pre- or post-norm, with its gate and exit; `owner` is the block whose weights it shares."""
 
-    def __init__(self, layer: Layer, spec: TransformerSpec) -> None:
+    def __init__(self, layer: Layer, spec: TransformerSpec, owner: Block | None) -> None:
         super().__init__()
-        self.attention = Attention(layer, spec.hidden, spec.norm_epsilon)
-        self.ffn = FeedForward(layer, spec)
+        self.attention: Attention = owner.attention if owner else Attention(layer, spec.hidden, spec.norm_epsilon)
+        self.ffn: FeedForward = owner.ffn if owner else FeedForward(layer, spec)
         self.pre = spec.norm == "pre"
+        if layer.gate:
+            self.gate = nn.Linear(spec.hidden, 1)
+        if layer.exit is not None and spec.classes is not None:
+            self.exit = nn.Linear(spec.hidden, spec.classes)
 
     def forward(self, hidden: Tensor, mask: Tensor | None, prefix: str, tap: Tap) -> Tensor:
         if self.pre:
@@ -140,13 +185,17 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The whole encoder. `forward(inputs)` takes the named inputs of the spec and gives its one output."""
+    """The whole model. `forward(inputs)` takes the named inputs of the spec and gives its one output, each input
+    leaving at the exit that it may leave at; `trace` runs every layer and gives every exit's answer."""
 
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()
         self.spec = spec
         self.embedding = Embedding(spec)
-        self.layers = nn.ModuleList(Block(layer, spec) for layer in spec.layers)
+        blocks: list[Block] = []
+        for layer in spec.layers:
+            blocks.append(Block(layer, spec, None if layer.share is None else blocks[layer.share]))
+        self.layers = nn.ModuleList(blocks)
         if spec.final_norm:
             self.norm = nn.LayerNorm(spec.hidden, spec.norm_epsilon)
         if spec.pooler:
@@ -155,23 +204,61 @@ class Transformer(nn.Module):
             self.classifier = nn.Linear(spec.hidden, spec.classes)
 
     def forward(self, inputs: Mapping[str, Tensor], tap: Tap = no_tap) -> Tensor:
+        trace = self.trace(inputs, tap)
+        return trace.output if self.training else choose(self.spec, trace)[0]
+
+    def trace(self, inputs: Mapping[str, Tensor], tap: Tap = no_tap) -> Trace:
+        """Everything that one pass gives: the last output, the logits of every exit, the logits of every gate. A gate
+        decides in evaluation mode and weighs in training mode (see `straight_through`)."""
         attention_mask = inputs.get("attention_mask")
-        mask = None if attention_mask is None else (1.0 - attention_mask[:, None, None, :].float()) * MASK
         first = next(value for name, value in inputs.items() if name != "attention_mask")
         hidden = self.embedding(first, tap)
-        for index, block in enumerate(self.layers):
-            hidden = block(hidden, mask, f"layers.{index}", tap)
+        mask = self.mask(hidden, attention_mask)
+        exits: dict[int, Tensor] = {}
+        gates: dict[int, Tensor] = {}
+        for index, (block, layer) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
+            assert isinstance(block, Block)
+            result = block(hidden, mask, f"layers.{index}", tap)
+            if layer.gate:
+                pooled = tap(f"layers.{index}.gate.input", self.pool(hidden, attention_mask))
+                gates[index] = tap(f"layers.{index}.gate", block.gate(pooled))[:, 0]
+                runs = straight_through(gates[index], self.training)[:, None, None]
+                result = torch.lerp(hidden, result, runs) if self.training else torch.where(runs > 0, result, hidden)
+            hidden = tap(f"layers.{index}.result", result)
+            if layer.exit is not None:
+                final = self.norm(hidden) if self.spec.final_norm else hidden
+                pooled = tap(f"layers.{index}.exit.input", self.pool(final, attention_mask))
+                exits[index] = tap(f"layers.{index}.exit", block.exit(pooled))
+        return Trace(self.head(hidden, attention_mask, tap), exits, gates)
+
+    def mask(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """What is added to the scores, [B, 1, 1 or S, S]; None where every position sees every other."""
+        mask = None if attention_mask is None else (1.0 - attention_mask[:, None, None, :].float()) * MASK
+        if not self.spec.causal:
+            return mask
+        sequence = hidden.shape[1]
+        later = torch.full((sequence, sequence), MASK, device=hidden.device).triu(1)
+        return later if mask is None else torch.maximum(later + mask, torch.tensor(MASK, device=hidden.device))
+
+    def head(self, hidden: Tensor, attention_mask: Tensor | None, tap: Tap) -> Tensor:
+        """What comes behind the last layer: [B, S, H] → the output of the spec."""
         if self.spec.final_norm:
             hidden = self.norm(hidden)
+        if self.spec.lm_head:
+            return functional.linear(hidden, self.embedding.tokens.weight)
         if self.spec.pooling == "none":
-            return hidden  # type: ignore[no-any-return]
+            return hidden
         pooled = self.pool(hidden, attention_mask)
         if self.spec.pooler:
-            pooled = tap("pooler", self.pooler(tap("pooler.input", pooled))).tanh()
-        return self.classifier(pooled) if self.spec.classes is not None else pooled
+            pooled = tap("pooler", self.pooler(tap("pooler.input", pooled)))
+            pooled = pooled.tanh() if self.spec.pooler_activation == "tanh" else pooled.relu()
+        if self.spec.classes is None:
+            return pooled
+        return tap("classifier", self.classifier(tap("classifier.input", pooled)))
 
     def pool(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """[B, S, H] → [B, H]: the first row, or the mean of the rows that are not padding."""
+        """[B, S, H] → [B, H]: the first row, or the mean of the rows that are not padding (also where the model itself
+        does not pool: gates need one row)."""
         if self.spec.pooling == "cls":
             return hidden[:, 0]
         if attention_mask is None:
@@ -192,7 +279,9 @@ def build(spec: TransformerSpec, weights: Mapping[str, NDArray[np.float32]]) -> 
         wrong = sorted(set(expected.items()) ^ set(found.items()))
         raise PackageError(f"weights do not fit the spec: {wrong[:4]}")
     module = Transformer(spec)
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    # A shared layer's tensors appear under its own names too; they are the same tensors.
+    state = {name: torch.from_numpy(np.array(weights[spec.stored(name)])) for name in module.state_dict()}
+    module.load_state_dict(state)
     return module.eval()
 
 
@@ -210,5 +299,5 @@ def run(module: Transformer, inputs: Mapping[str, NDArray[Any]], tap: Tap = no_t
         for start in range(0, count, batch):
             rows = {name: np.array(value[start : start + batch]) for name, value in inputs.items()}
             part = {name: torch.from_numpy(value) for name, value in rows.items()}
-            outputs.append(module(part, tap).float().numpy())
+            outputs.append(module(part, tap).float().cpu().numpy())
     return np.concatenate(outputs)

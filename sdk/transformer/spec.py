@@ -10,40 +10,51 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-from edgesdk.errors import EdgeSDKError, PackageError
-from edgesdk.files import check_document
-
-FORMAT, VERSION = "edgesdk.transformer", 1
+from edgesdk.errors import PackageError
 
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 Pooling = Literal["cls", "mean", "none"]
+PoolerActivation = Literal["tanh", "relu"]
+Criterion = Literal["confidence", "entropy", "patience"]
+
+# The linear layers of one Transformer layer; the keys that `Layer.ranks` may have.
+PARTS = ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down")
 
 
 @dataclass(frozen=True)
 class TokenEmbedding:
     """Token ids [B, S] → [B, S, H] by table [V, H] plus learned positions [max_length, H] (token type 0 folded in).
-    Inputs: `input_ids` int64 [B, S], `attention_mask` int64 [B, S] (1 = token, 0 = padding at the end)."""
+    Inputs: `input_ids` int64 [B, S], `attention_mask` int64 [B, S] (1 = token, 0 = padding at the end).
+
+    With `width` E the table is [V, E] and the linear layer `embedding.projection` leads from E to H: of the token rows
+    before positions are added (`project: tokens`, a factorized table), or of the whole embedding, positions [S, E]
+    and norm [E] included (`project: all`, ALBERT).
+    """
 
     vocabulary: int
     max_length: int
     norm: bool = True
+    width: int | None = None
+    project: Literal["tokens", "all"] = "tokens"
     kind: Literal["tokens"] = "tokens"
 
 
 @dataclass(frozen=True)
 class PatchEmbedding:
     """Pixels [B, channels, size, size] → [B, S, H]: square patches by one linear layer, learned positions, and a
-    class token in front where `cls`. Input: `pixel_values` float32 [B, channels, size, size]."""
+    class token in front where `cls` (then a distillation token where `distillation`, as in DeiT).
+    Input: `pixel_values` float32 [B, channels, size, size]."""
 
     channels: int
     size: int
     patch: int
     cls: bool = True
     norm: bool = False
+    distillation: bool = False
     kind: Literal["patches"] = "patches"
 
     @property
@@ -65,19 +76,56 @@ Embedding = TokenEmbedding | PatchEmbedding | FeatureEmbedding
 
 
 @dataclass(frozen=True)
+class Exit:
+    """A classifier `layers.I.exit` [C, H] on the pooled output of layer I (through the final norm where the model has
+    one). An input leaves there when
+
+    - `confidence`: its largest probability is at least `threshold`;
+    - `entropy`: its entropy, divided by log C, is at most `threshold`;
+    - `patience`: this exit and the `threshold` exits before it agree.
+
+    `threshold` None: nothing leaves yet, and no graph holds the exit."""
+
+    criterion: Criterion = "confidence"
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One encoder layer: `heads` query heads of `head_size`, `kv_heads` key/value heads, feed-forward width `ffn`.
-    Layers may differ from one another."""
+    """One layer: `heads` query heads of `head_size`, `kv_heads` key/value heads, feed-forward width `ffn`. Layers may
+    differ from one another.
+
+    Attributes:
+        ranks: part of `PARTS` → rank r: W [N, K] is the product of NAME.u [N, r] and NAME.v [r, K].
+        share: index of the earlier layer whose weights (norms included) this one uses; gate and exit are its own.
+        gate: the linear layer `layers.I.gate` [1, H] of the pooled input decides per input: above 0 the layer runs,
+            else its input is its output.
+        exit: see `Exit`.
+    """
 
     heads: int
     kv_heads: int
     head_size: int
     ffn: int
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    share: int | None = None
+    gate: bool = False
+    exit: Exit | None = None
 
 
 @dataclass(frozen=True)
 class TransformerSpec:
-    """A whole encoder: embedding → layers → (final norm) → pooling → (pooler: linear + tanh) → (classifier)."""
+    """A whole model: embedding → layers → (final norm) → pooling → (pooler: linear + activation) →
+    (classifier).
+
+    Attributes:
+        pooler_activation: of the pooler (ReLU in DistilBERT).
+        causal: a position sees itself and what came before it (decoders).
+        lm_head: the output is `token_logits` [B, S, V] by the token table (tied, no bias).
+        sparse: name of a linear layer → pattern of its structural zeros: `unstructured`, `N:M` along the inputs, or
+            `RxC` (blocks of R outputs by C inputs). Training keeps them zero; graphs store the other weights only.
+        passes: graph passes of `optimize`, in the order in which they are applied when the graph is written.
+    """
 
     embedding: Embedding
     hidden: int
@@ -89,81 +137,164 @@ class TransformerSpec:
     final_norm: bool = False
     pooler: bool = False
     classes: int | None = None
+    causal: bool = False
+    lm_head: bool = False
+    sparse: Mapping[str, str] = field(default_factory=dict)
+    passes: tuple[str, ...] = ()
+    pooler_activation: PoolerActivation = "tanh"
 
     def __post_init__(self) -> None:
-        problems = list(_problems(self))
-        if problems:
-            raise PackageError("transformer: " + "; ".join(problems))
+        from edgesdk.transformer.spec_check import problems
+
+        found = list(problems(self))
+        if found:
+            raise PackageError("transformer: " + "; ".join(found))
 
     @property
     def max_length(self) -> int:
         """Longest sequence S, the class token included."""
         if isinstance(self.embedding, PatchEmbedding):
-            return self.embedding.patches + int(self.embedding.cls)
+            return self.embedding.patches + int(self.embedding.cls) + int(self.embedding.distillation)
         return self.embedding.max_length
 
     @property
     def output(self) -> str:
-        """Name of the output: `logits` [B, C], `embedding` [B, H] or `hidden_states` [B, S, H]."""
+        """Name of the output: `logits` [B, C], `embedding` [B, H], `hidden_states` [B, S, H] or `token_logits`
+        [B, S, V]."""
         if self.classes is not None:
             return "logits"
+        if self.lm_head:
+            return "token_logits"
         return "hidden_states" if self.pooling == "none" else "embedding"
 
+    @property
+    def embedding_width(self) -> int:
+        """Size of a row of the position table: E of an embedding that is projected as a whole, else H."""
+        embedding = self.embedding
+        if isinstance(embedding, TokenEmbedding) and embedding.width is not None and embedding.project == "all":
+            return embedding.width
+        return self.hidden
+
+    def stored(self, name: str) -> str:
+        """Under which name a weight or linear layer is stored: `layers.3.ffn.up` is `layers.0.ffn.up` where layer 3
+        shares the weights of layer 0."""
+        head, _, rest = name.partition(".")
+        index, _, part = rest.partition(".")
+        if head != "layers" or part.partition(".")[0] in ("gate", "exit"):
+            return name
+        share = self.layers[int(index)].share
+        return name if share is None else f"layers.{share}.{part}"
+
+    def exits(self) -> tuple[int, ...]:
+        """Indices of the layers after which inputs may leave: those whose exit has a threshold."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.exit and layer.exit.threshold is not None)
+
     def linears(self) -> Iterator[tuple[str, int, int]]:
-        """Every linear layer as (name, inputs K, outputs N), in the order of execution."""
+        """Every linear layer that can run as (name, inputs K, outputs N), in the order of execution. A layer that
+        shares weights has its own names here; `stored` says where the weights are."""
         if isinstance(self.embedding, PatchEmbedding):
             yield "embedding.patches", self.embedding.channels * self.embedding.patch**2, self.hidden
+        if isinstance(self.embedding, TokenEmbedding) and self.embedding.width is not None:
+            yield "embedding.projection", self.embedding.width, self.hidden
         for index, layer in enumerate(self.layers):
-            prefix, width = f"layers.{index}", layer.heads * layer.head_size
-            yield f"{prefix}.attention.query", self.hidden, width
-            yield f"{prefix}.attention.key", self.hidden, layer.kv_heads * layer.head_size
-            yield f"{prefix}.attention.value", self.hidden, layer.kv_heads * layer.head_size
-            yield f"{prefix}.attention.output", width, self.hidden
-            yield f"{prefix}.ffn.up", self.hidden, layer.ffn
-            yield f"{prefix}.ffn.down", layer.ffn, self.hidden
+            yield from self._linears_of(f"layers.{index}", layer)
         if self.pooler:
             yield "pooler", self.hidden, self.hidden
         if self.classes is not None:
             yield "classifier", self.hidden, self.classes
 
+    def _linears_of(self, prefix: str, layer: Layer) -> Iterator[tuple[str, int, int]]:
+        width, kv_width = layer.heads * layer.head_size, layer.kv_heads * layer.head_size
+        sizes = (
+            (self.hidden, width), (self.hidden, kv_width), (self.hidden, kv_width), (width, self.hidden),
+            (self.hidden, layer.ffn), (layer.ffn, self.hidden),
+        )
+        if layer.gate:
+            yield f"{prefix}.gate", self.hidden, 1
+        for part, (inputs, outputs) in zip(PARTS, sizes, strict=True):
+            rank = layer.ranks.get(part)
+            if rank is None:
+                yield f"{prefix}.{part}", inputs, outputs
+            else:
+                yield f"{prefix}.{part}.v", inputs, rank
+                yield f"{prefix}.{part}.u", rank, outputs
+        if layer.exit is not None and self.classes is not None:
+            yield f"{prefix}.exit", self.hidden, self.classes
+
     def norms(self) -> Iterator[str]:
-        """Names of the LayerNorms, each with `.weight` and `.bias` [H]."""
+        """Names of the stored LayerNorms, each with `.weight` and `.bias` [H] (`embedding.norm`: [embedding_width])."""
         if self.embedding.norm:
             yield "embedding.norm"
-        for index in range(len(self.layers)):
-            yield f"layers.{index}.attention.norm"
-            yield f"layers.{index}.ffn.norm"
+        for index, layer in enumerate(self.layers):
+            if layer.share is None:
+                yield f"layers.{index}.attention.norm"
+                yield f"layers.{index}.ffn.norm"
         if self.final_norm:
             yield "norm"
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every weight (float32). Linear weights are [N, K] as in torch and TFLite."""
+        """Name → shape of every weight (float32), each stored once. Linear weights are [N, K] as in torch and TFLite;
+        NAME.v of a low-rank pair has no bias."""
         shapes: dict[str, tuple[int, ...]] = {}
         if isinstance(self.embedding, TokenEmbedding):
-            shapes["embedding.tokens.weight"] = (self.embedding.vocabulary, self.hidden)
+            shapes["embedding.tokens.weight"] = (self.embedding.vocabulary, self.embedding.width or self.hidden)
         if not isinstance(self.embedding, FeatureEmbedding):
-            shapes["embedding.positions.weight"] = (self.max_length, self.hidden)
-        if isinstance(self.embedding, PatchEmbedding) and self.embedding.cls:
-            shapes["embedding.cls"] = (self.hidden,)
+            shapes["embedding.positions.weight"] = (self.max_length, self.embedding_width)
+        if isinstance(self.embedding, PatchEmbedding):
+            shapes |= {"embedding.cls": (self.hidden,)} if self.embedding.cls else {}
+            shapes |= {"embedding.distillation": (self.hidden,)} if self.embedding.distillation else {}
         for name, inputs, outputs in self.linears():
-            shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
+            if self.stored(name) != name:
+                continue
+            shapes[f"{name}.weight"] = (outputs, inputs)
+            if not name.endswith(".v"):
+                shapes[f"{name}.bias"] = (outputs,)
         for name in self.norms():
-            shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (self.hidden,)
+            width = self.embedding_width if name == "embedding.norm" else self.hidden
+            shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
         return shapes
 
     def macs(self, sequence: int | None = None) -> int:
-        """Multiply-accumulates of one inference at `sequence` tokens (default: the longest), attention included."""
+        """Multiply-accumulates of one inference at `sequence` tokens (default: the longest) in the worst case: every
+        layer, gate and exit that a graph holds runs; attention included."""
         tokens = sequence or self.max_length
-        total = 0
-        for name, inputs, outputs in self.linears():
-            rows = 1 if name in ("pooler", "classifier") else tokens
-            if name == "embedding.patches" and isinstance(self.embedding, PatchEmbedding):
-                rows = self.embedding.patches
-            total += rows * inputs * outputs
-        return total + sum(2 * tokens * tokens * layer.heads * layer.head_size for layer in self.layers)
+        total = self.embedding_macs(tokens) + sum(self.layer_macs(index, tokens) for index in range(len(self.layers)))
+        total += sum(self.gate_macs(index) + self.exit_macs(index) for index in range(len(self.layers)))
+        return total + self.head_macs(tokens)
+
+    def embedding_macs(self, tokens: int) -> int:
+        """Multiply-accumulates of the patches or of the projection of token rows."""
+        embedding = self.embedding
+        if isinstance(embedding, PatchEmbedding):
+            return embedding.patches * embedding.channels * embedding.patch**2 * self.hidden
+        if isinstance(embedding, TokenEmbedding) and embedding.width is not None:
+            return tokens * embedding.width * self.hidden
+        return 0
+
+    def layer_macs(self, index: int, tokens: int) -> int:
+        """Multiply-accumulates of layer `index` where it runs, without its gate and exit."""
+        layer, prefix = dataclasses.replace(self.layers[index], gate=False, exit=None), f"layers.{index}"
+        linear = sum(inputs * outputs for _, inputs, outputs in self._linears_of(prefix, layer))
+        return tokens * linear + 2 * tokens * tokens * layer.heads * layer.head_size
+
+    def gate_macs(self, index: int) -> int:
+        """Multiply-accumulates of the gate of layer `index`; 0 where it has none."""
+        return self.hidden if self.layers[index].gate else 0
+
+    def exit_macs(self, index: int) -> int:
+        """Multiply-accumulates of the exit of layer `index`; 0 where no graph holds one."""
+        return self.hidden * (self.classes or 0) if index in self.exits() else 0
+
+    def head_macs(self, tokens: int) -> int:
+        """Multiply-accumulates behind the last layer: pooler, classifier, `lm_head`."""
+        total = self.hidden * self.hidden if self.pooler else 0
+        total += self.hidden * (self.classes or 0)
+        if self.lm_head and isinstance(self.embedding, TokenEmbedding):
+            total += tokens * self.hidden * self.embedding.vocabulary
+        return total
 
     def parameters(self) -> int:
-        """Number of weights, embeddings included."""
+        """Number of stored weights, embeddings included."""
         total = 0
         for shape in self.weight_shapes().values():
             size = 1
@@ -171,76 +302,3 @@ class TransformerSpec:
                 size *= extent
             total += size
         return total
-
-
-def to_json(spec: TransformerSpec) -> dict[str, Any]:
-    """The document `transformer.json`."""
-    return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(spec)}
-
-
-def from_json(document: Any, where: str = "transformer.json") -> TransformerSpec:
-    """Read the document; every field is checked.
-
-    Raises:
-        PackageError: unknown format, version, field or kind, a wrong type, or a size that makes no model.
-    """
-    document = check_document(document, where, FORMAT, VERSION, PackageError)
-    fields = {key: value for key, value in document.items() if key not in ("format", "version")}
-    try:
-        embedding = dict(fields.pop("embedding"))
-        kinds: dict[str, type[Any]] = {
-            "tokens": TokenEmbedding, "patches": PatchEmbedding, "features": FeatureEmbedding,
-        }
-        layers = tuple(Layer(**_integers(layer)) for layer in fields.pop("layers"))
-        kind = kinds[embedding["kind"]]
-        return TransformerSpec(embedding=kind(**_integers(embedding)), layers=layers, **fields)
-    except EdgeSDKError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise PackageError(f"{where}: malformed: {problem!r}") from problem
-
-
-def _integers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse sizes that are not integers (True is not 1 here), so that arithmetic on them is safe."""
-    for key, value in values.items():
-        allowed: type = str if key == "kind" else bool if key in ("cls", "norm") else int
-        if type(value) is not allowed:
-            raise ValueError(f"{key} is {value!r}, expected {allowed.__name__}")
-    return dict(values)
-
-
-def _problems(spec: TransformerSpec) -> Iterator[str]:
-    limit = 1 << 24
-    sizes = {"hidden": spec.hidden}
-    sizes |= {
-        f"embedding.{field.name}": value
-        for field in dataclasses.fields(spec.embedding)
-        if type(value := getattr(spec.embedding, field.name)) is int
-    }
-    for index, layer in enumerate(spec.layers):
-        sizes |= {f"layers.{index}.{key}": value for key, value in dataclasses.asdict(layer).items()}
-        if isinstance(layer.heads, int) and isinstance(layer.kv_heads, int) and layer.kv_heads > 0:
-            if layer.heads % layer.kv_heads:
-                yield f"layers.{index}: {layer.heads} heads cannot share {layer.kv_heads} key/value heads"
-    if spec.classes is not None:
-        sizes["classes"] = spec.classes
-    for name, size in sizes.items():
-        if type(size) is not int or not 0 < size <= limit:
-            yield f"{name} is {size!r}, expected an integer from 1 to {limit}"
-    if isinstance(spec.embedding, PatchEmbedding):
-        size, patch = spec.embedding.size, spec.embedding.patch
-        if type(patch) is int and type(size) is int and patch > 0 and size % patch:
-            yield f"patch {patch} does not divide size {size}"
-    if not spec.layers or len(spec.layers) > 1000:
-        yield f"{len(spec.layers)} layers"
-    if not isinstance(spec.norm_epsilon, float) or not 0 <= spec.norm_epsilon < 1:
-        yield f"norm_epsilon is {spec.norm_epsilon!r}"
-    choices = {"norm": ("pre", "post"), "activation": ("gelu", "gelu_tanh", "relu"), "pooling": ("cls", "mean", "none")}
-    for name, allowed in choices.items():
-        if getattr(spec, name) not in allowed:
-            yield f"{name} is {getattr(spec, name)!r}, expected one of {allowed}"
-    for name in ("final_norm", "pooler"):
-        if type(getattr(spec, name)) is not bool:
-            yield f"{name} is {getattr(spec, name)!r}, expected true or false"
-    if spec.pooling == "none" and (spec.pooler or spec.classes is not None):
-        yield "a pooler or a classifier needs pooling"

@@ -14,15 +14,23 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding
+from edgesdk.encodings import (
+    ActivationEncoding,
+    Encodings,
+    WeightEncoding,
+    is_float_linear,
+    static_activations,
+)
 from edgesdk.package import Baseline, Package, Samples
 from edgesdk.transformer import module
 from edgesdk.transformer.graph import write_graph
 from edgesdk.transformer.quantize import row_scales
-from edgesdk.transformer.spec import FeatureEmbedding, Layer, PatchEmbedding, TokenEmbedding, TransformerSpec
+from edgesdk.transformer.spec import Exit, FeatureEmbedding, Layer, PatchEmbedding, TokenEmbedding, TransformerSpec
 
 ROWS, SEQUENCE, VOCABULARY = 6, 20, 300
 SCHEMES = ("fp32", "w8a8", "w8a8-dynamic")
+FOUR_BITS = ("w4a8", "w4a8-dynamic")
+LARGEST_GROUP = 16
 _Arrays = dict[str, NDArray[Any]]
 
 SPECS = {
@@ -47,6 +55,53 @@ SPECS = {
         FeatureEmbedding(SEQUENCE), 24, (Layer(1, 1, 8, 12),), "post", 1e-5, "gelu", "mean", classes=1
     ),
 }
+
+
+RANKS = {"attention.query": 12, "attention.output": 20, "ffn.up": 16, "ffn.down": 24}
+_LAYER = Layer(4, 4, 16, 128)
+FORMS = {
+    "low_rank": TransformerSpec(
+        TokenEmbedding(VOCABULARY, 32), 64, (dataclasses.replace(_LAYER, ranks=RANKS), _LAYER), "post", 1e-12, "gelu",
+        "cls", pooler=True, classes=5,
+    ),
+    "low_rank_relu": TransformerSpec(
+        PatchEmbedding(1, 8, 2), 64, (dataclasses.replace(_LAYER, ranks=RANKS),) * 2, "pre", 1e-6, "relu", "cls", True,
+        False, 10,
+    ),
+    "shared": TransformerSpec(
+        TokenEmbedding(VOCABULARY, 32, width=24, project="all"), 64,
+        (_LAYER, dataclasses.replace(_LAYER, share=0), dataclasses.replace(_LAYER, share=0)), "post", 1e-12,
+        "gelu_tanh", "cls", pooler=True, classes=5,
+    ),
+    "factorized": TransformerSpec(
+        TokenEmbedding(VOCABULARY, 32, width=24), 64, (_LAYER,), "post", 1e-12, "gelu", "mean", classes=3,
+        pooler=True, pooler_activation="relu",
+    ),
+    "sparse": TransformerSpec(
+        TokenEmbedding(VOCABULARY, 32), 64, (_LAYER, Layer(4, 2, 16, 96)), "post", 1e-12, "gelu", "mean", classes=5,
+        sparse={"layers.0.ffn.up": "unstructured", "layers.1.attention.key": "2:4", "layers.0.ffn.down": "4x1"},
+    ),
+    "deit": TransformerSpec(
+        PatchEmbedding(3, 8, 2, distillation=True), 64, (_LAYER,), "pre", 1e-6, "gelu", "cls", True, False, 7
+    ),
+    "decoder": TransformerSpec(
+        TokenEmbedding(VOCABULARY, 32, norm=False), 64, (_LAYER, Layer(4, 2, 16, 128)), "pre", 1e-5, "gelu_tanh",
+        "none", True, causal=True, lm_head=True,
+    ),
+    "causal_features": TransformerSpec(
+        FeatureEmbedding(SEQUENCE), 64, (Layer(4, 2, 16, 96),), "post", 1e-5, "relu", "mean", causal=True, classes=4
+    ),
+}
+"""Every form that compression gives to a model, without exits and gates."""
+
+BRANCHED = TransformerSpec(
+    TokenEmbedding(VOCABULARY, 32), 64,
+    (
+        dataclasses.replace(_LAYER, exit=Exit("confidence", 0.4)), dataclasses.replace(_LAYER, gate=True),
+        dataclasses.replace(_LAYER, exit=Exit("entropy", 0.6)), dataclasses.replace(_LAYER, share=0),
+    ),
+    "post", 1e-12, "gelu", "cls", pooler=True, classes=5,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +130,8 @@ class Sample:
 
 @cache
 def sample(kind: str, scheme: str) -> Sample:
-    """One of `SPECS` in one of `SCHEMES`."""
-    return make(SPECS[kind], scheme, SEQUENCE, seed=1)
+    """One of `SPECS` or `FORMS` in one of `SCHEMES` or `FOUR_BITS`."""
+    return make({**SPECS, **FORMS}[kind], scheme, SEQUENCE, seed=1)
 
 
 def make(spec: TransformerSpec, scheme: str, sequence: int, seed: int = 0) -> Sample:
@@ -99,6 +154,9 @@ def random_weights(spec: TransformerSpec, random: np.random.Generator) -> _Array
     for name, shape in spec.weight_shapes().items():
         value = random.normal(size=shape) * (0.3 if "embedding" in name else shape[-1] ** -0.5)
         weights[name] = (1 + 0.1 * value if name.endswith("norm.weight") else value).astype(np.float32)
+    for name in spec.sparse:
+        value = weights[f"{name}.weight"]
+        weights[f"{name}.weight"] = np.where(random.random(value.shape) < 0.3, value, 0).astype(np.float32)
     return weights
 
 
@@ -128,16 +186,28 @@ def encode(spec: TransformerSpec, weights: _Arrays, inputs: _Arrays, scheme: str
     module.run(module.build(spec, weights), inputs, observe)
     activations = {}
     if not scheme.endswith("-dynamic"):
-        for name, (low, high) in ranges.items():
+        for name in static_activations(spec):
+            low, high = ranges[name]
             scale = float(np.float32(max(high - low, 1e-6) / 255))
             activations[name] = ActivationEncoding(scale, int(np.rint(-128 - low / scale)))
     tables = {
-        name: WeightEncoding(8, 0, row_scales(value))
+        name: four_bits(value) if scheme.startswith("w4") and not is_float_linear(name.removesuffix(".weight"))
+        else WeightEncoding(8, 0, row_scales(value))
         for name, value in weights.items()
         if name.endswith(".weight") and value.ndim == 2
     }
     calibrator, count = (None, 0) if scheme.endswith("-dynamic") else ("minmax", ROWS)
     return Encodings(scheme, calibrator, count, activations, tables)
+
+
+def four_bits(weight: NDArray[Any]) -> WeightEncoding:
+    """4 bits: a group's multiplier brings its largest weight to 7 steps, as nearly as 15 multipliers can."""
+    rows, columns = weight.shape
+    group = next(size for size in range(min(LARGEST_GROUP, columns), 0, -1) if columns % size == 0)
+    largest = np.abs(weight.reshape(rows, -1, group)).max(-1)
+    scale = np.maximum(largest.max(1) / (7 * 15), 1e-8).astype(np.float32)
+    multiplier = np.clip(np.ceil(largest / (7 * scale[:, None])), 1, 15).astype(np.uint8)
+    return WeightEncoding(4, 0, scale, group, multiplier)
 
 
 def run(graph: bytes, inputs: _Arrays) -> NDArray[np.float32]:

@@ -112,8 +112,8 @@ int main(int argc, char **argv) {
         break;
       }
       case 11:
-        edge_attention(array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], p[4], p[5], p[6], real, result, p[7],
-                       scratch);
+        edge_attention(array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], p[8], p[4], p[5], p[6], real, result,
+                       p[7], scratch);
         floats = (size_t)p[2] * p[7];
         break;
       case 12:
@@ -129,7 +129,7 @@ int main(int argc, char **argv) {
         floats = (size_t)p[4] * p[3];
         break;
       case 15:
-        edge_add_positions(array[0], p[0], p[1], p[2], array[1], array[2], array[3], result);
+        edge_add_positions(array[0], p[0], p[1], p[2], array[1], p[4], array[2], array[3], result);
         floats = (size_t)p[3] * p[2];
         break;
       case 16:
@@ -370,9 +370,10 @@ def test_attention(driver: Driver) -> None:
         q = rng.standard_normal((queries, width)).astype(np.float32) * 4
         k, v = (rng.standard_normal((keys, shared)).astype(np.float32) for _ in range(2))
         stride, scale = round_up(width, ALIGN), size**-0.5
-        numbers = [stride, round_up(shared, ALIGN), queries, keys, heads, group, size, stride]
-        driver.call(11, numbers, [rows_of(q), rows_of(k), rows_of(v)], queries * stride * 4, real=scale)
-        checks.append((stride, width, reference.attention(q, k, v, heads, group, size, scale)))
+        for causal in (False, True):
+            numbers = [stride, round_up(shared, ALIGN), queries, keys, heads, group, size, stride, int(causal)]
+            driver.call(11, numbers, [rows_of(q), rows_of(k), rows_of(v)], queries * stride * 4, real=scale)
+            checks.append((stride, width, reference.attention(q, k, v, heads, group, size, scale, causal)))
     for data, (stride, width, expected) in zip(driver.run(), checks, strict=True):
         np.testing.assert_allclose(floats(data, stride, width), expected, rtol=1e-5, atol=5e-6)
 
@@ -390,14 +391,19 @@ def test_rows(driver: Driver) -> None:
     integers, scale = rng.integers(-127, 128, (7, 19)).astype(np.int8), rng.uniform(0.1, 1, 7).astype(np.float32)
     driver.call(13, [4, 19, 32], [ids, integers, scale, positions, None], 4 * 32 * 4)
     checks.append((32, 19, integers[ids] * scale[ids][:, None] + positions[:4]))
+    driver.call(13, [4, 19, 32], [ids, integers, scale, None, None], 4 * 32 * 4)
+    checks.append((32, 19, integers[ids] * scale[ids][:, None]))
     pixels = rng.standard_normal((3, 6, 6)).astype(np.float32)
     driver.call(14, [3, 6, 2, 16, 9], [pixels], 9 * 16 * 4)
     checks.append((16, 12, reference.patches(pixels, 2)))
     cls = rng.standard_normal(19).astype(np.float32)
-    driver.call(15, [4, 19, 32, 5], [rows_of(x[:4]), cls, positions, None], 5 * 32 * 4)
+    driver.call(15, [4, 19, 32, 5, 1], [rows_of(x[:4]), cls, positions, None], 5 * 32 * 4)
     checks.append((32, 19, np.concatenate([cls[None], x[:4]]) + positions))
     driver.call(15, [5, 19, 32, 5], [rows_of(x), None, integers, scale], 5 * 32 * 4)
     checks.append((32, 19, x + integers[:5] * scale[:5, None]))
+    two = rng.standard_normal((2, 19)).astype(np.float32)
+    driver.call(15, [3, 19, 32, 5, 2], [rows_of(x[:3]), two, positions, None], 5 * 32 * 4)
+    checks.append((32, 19, np.concatenate([two, x[:3]]) + positions))
     driver.call(16, [5, 32], [rows_of(x), rows_of(positions)], 5 * 32 * 4)
     checks.append((32, 19, x + positions))
     for data, (stride, columns, expected) in zip(driver.run(), checks, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -234,6 +235,19 @@ def test_text(tmp_path: Path, name: str, content: str) -> None:
     assert data.labels is not None and data.labels.tolist() == [0, 1, 2]
     assert data.inputs["attention_mask"].sum(1).tolist() == [6, 2, 8]
     assert data.inputs["input_ids"].shape == (3, 8)
+    assert data.texts == ("ab, c", "d", "two\nlines") and data.tokenizer is None
+    assert data.take([2, 0]).texts == ("two\nlines", "ab, c")
+    assert data.digest == dataclasses.replace(data, texts=None).digest
+
+
+def test_texts_of_an_object_are_kept_and_checked() -> None:
+    data = Dataset({name: value for name, value in tokens().items() if name != "labels"}, tokens()["labels"])
+    texts = tuple("abcd")
+    kept = check_dataset(dataclasses.replace(data, texts=texts, tokenizer="some"), TOKENS)
+    assert (kept.texts, kept.tokenizer) == (texts, "some")
+    for wrong in (("a",), ("a", "b", "c", 4)):
+        with pytest.raises(ConfigError, match="texts are not one string for each of its 4 rows"):
+            check_dataset(dataclasses.replace(data, texts=wrong), TOKENS)
 
 
 def test_label_names(tmp_path: Path) -> None:
@@ -359,7 +373,7 @@ ARRAYS = {}
 for _spec, _arrays in ((TOKENS, tokens()), (PATCHES, pixels())):
     _stream = io.BytesIO()
     np.savez(_stream, **_arrays)
-    ARRAYS[_spec] = _stream.getvalue()
+    ARRAYS[_spec.embedding] = _stream.getvalue()
 
 
 def only_config_errors(path: Path, spec: TransformerSpec) -> None:
@@ -402,7 +416,7 @@ def test_junk_rows(tmp_path: Path, rows: list[Any]) -> None:
     keep=st.none() | st.integers(0, 4000),
 )
 def test_damaged_npz(tmp_path: Path, spec: TransformerSpec, flips: list[tuple[int, int]], keep: int | None) -> None:
-    content = bytearray(ARRAYS[spec])
+    content = bytearray(ARRAYS[spec.embedding])
     for position, value in flips:
         content[position % len(content)] = value
     path = tmp_path / "junk.npz"

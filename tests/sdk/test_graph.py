@@ -33,7 +33,7 @@ from edgesdk.testing.models import (
     staged,
     with_weights,
 )
-from edgesdk.transformer import graph as graph_module
+from edgesdk.transformer import graph_parts as graph_module
 from edgesdk.transformer import module as module_module
 from edgesdk.transformer.graph import write_graph
 from edgesdk.transformer.module import build, run

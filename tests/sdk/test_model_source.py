@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from edgesdk import model_source, tokenizer
+from edgesdk.data import Dataset
 from edgesdk.errors import ConfigError, EdgeSDKError, ModelError
+from edgesdk.importing import import_job
 from edgesdk.model_source import load_model, load_tokenizer, preprocess_files
 from edgesdk.transformer.importers import import_model
 
@@ -97,6 +99,191 @@ def test_an_encoder_that_was_only_pre_trained_loads_headless(tmp_path: Path) -> 
     assert import_model(model).task == "encoding"
 
 
+SMALL = {
+    "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 12, "num_labels": 3, "bos_token_id": 0, "eos_token_id": 1,
+}
+IMAGES = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 8,
+    "patch_size": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "saved", "loaded", "options"),
+    [
+        ("DistilBertConfig", "DistilBertForSequenceClassification", None, SMALL),
+        ("DistilBertConfig", "DistilBertForMaskedLM", "DistilBertModel", SMALL),
+        ("RobertaConfig", "RobertaForSequenceClassification", None, SMALL),
+        ("RobertaConfig", "RobertaForMaskedLM", "RobertaModel", SMALL),
+        ("AlbertConfig", "AlbertForSequenceClassification", None, {**SMALL, "embedding_size": 8}),
+        ("AlbertConfig", "AlbertForMaskedLM", "AlbertModel", {**SMALL, "embedding_size": 8}),
+        ("GPT2Config", "GPT2LMHeadModel", None, SMALL),
+        ("GPT2Config", "GPT2Model", None, SMALL),
+        ("DeiTConfig", "DeiTForImageClassification", None, IMAGES),
+        ("DeiTConfig", "DeiTForMaskedImageModeling", "DeiTModel", {**IMAGES, "encoder_stride": 4}),
+    ],
+)
+def test_folders_of_every_family(
+    tmp_path: Path, config: str, saved: str, loaded: str | None, options: dict[str, Any]
+) -> None:
+    import transformers
+
+    getattr(transformers, saved)(getattr(transformers, config)(**options)).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    assert type(model).__name__ == (loaded or saved)
+    assert import_model(model).difference <= 1e-4
+
+
+def test_gpt2_as_it_was_first_published(tmp_path: Path) -> None:
+    """Names without the prefix of the head's body, and the causal masks among the weights."""
+    from safetensors.torch import load_file, save_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(**SMALL)).save_pretrained(tmp_path)
+    expected = import_model(load_model(str(tmp_path)))
+    saved = load_file(tmp_path / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in saved.items() if "lm_head" not in name}
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 12, 12).tril()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    edit(tmp_path, n_ctx=12, task_specific_params={"text-generation": {"do_sample": True}})
+    found = import_model(load_model(str(tmp_path)))
+    assert found.spec == expected.spec
+    assert all(np.array_equal(found.weights[name], value) for name, value in expected.weights.items())
+
+
+def test_a_head_that_is_not_covered_is_not_left_away(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2DoubleHeadsModel
+
+    GPT2DoubleHeadsModel(GPT2Config(**SMALL)).save_pretrained(tmp_path)
+    assert "GPT2DoubleHeadsModel" in refusal(str(tmp_path), ModelError)
+
+
+# --- sentence-transformers ------------------------------------------------------------------------------------------
+
+STEPS = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+FLAGS = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    BertModel(BertConfig(**SMALL)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sentences(encoder_folder: Path, tmp_path: Path) -> Path:
+    """A tiny sentence encoder, to spoil."""
+    folder = Path(shutil.copytree(encoder_folder, tmp_path / "sentences"))
+    (folder / "1_Pooling").mkdir()
+    describe(folder, STEPS, {**FLAGS, "pooling_mode_mean_tokens": True})
+    return folder
+
+
+def describe(folder: Path, steps: object, pooling: object) -> None:
+    (folder / "modules.json").write_text(json.dumps(steps))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ({**FLAGS, "pooling_mode_mean_tokens": True}, "mean"),
+        ({**FLAGS, "pooling_mode_cls_token": True, "include_prompt": True}, "cls"),
+        ({"word_embedding_dimension": 16, "pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+    ],
+)
+def test_the_pooling_of_a_sentence_encoder_counts(sentences: Path, pooling: dict[str, Any], expected: str) -> None:
+    describe(sentences, STEPS, pooling)
+    imported = import_model(load_model(str(sentences)))
+    assert (imported.spec.pooling, imported.family) == (expected, "bert")
+    assert "normalisation" in imported.notes[0]
+    describe(sentences, STEPS[:2], pooling)
+    assert import_model(load_model(str(sentences))).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("steps", "pooling", "words"),
+    [
+        (STEPS, FLAGS, ["1_Pooling/config.json", "nothing"]),
+        (STEPS, {**FLAGS, "pooling_mode_max_tokens": True}, ["pooling_mode_max_tokens"]),
+        (STEPS, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, ["mean", "cls"]),
+        (STEPS, {"pooling_mode": "lasttoken"}, ["lasttoken"]),
+        (STEPS, {"pooling_mode": {"mean": 1}}, ["pooling by"]),
+        (STEPS, [], ["1_Pooling/config.json", "object"]),
+        (STEPS[:1], FLAGS, ["modules.json", "no Pooling"]),
+        ([STEPS[0], STEPS[2]], FLAGS, ["step 1", "Normalize"]),
+        ([*STEPS[:2], {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}], FLAGS, ["mean"]),
+        ([{**STEPS[0], "path": "0_Transformer"}], FLAGS, ["0_Transformer"]),
+        ([STEPS[0], {**STEPS[1], "path": "../1_Pooling"}], FLAGS, ["../1_Pooling"]),
+        ([STEPS[0], {**STEPS[1], "path": "/etc"}], FLAGS, ["/etc"]),
+        ([STEPS[0], {**STEPS[1], "path": "nowhere"}], FLAGS, ["nowhere", "missing"]),
+        ([STEPS[0], {"type": 3, "path": ""}], FLAGS, ["no step"]),
+        ([7], FLAGS, ["no step"]),
+        ({"0": STEPS[0]}, FLAGS, ["modules.json", "list"]),
+    ],
+)
+def test_sentence_encoders_that_are_refused(sentences: Path, steps: object, pooling: object, words: list[str]) -> None:
+    describe(sentences, steps, pooling)
+    message = refusal(str(sentences), ModelError)
+    assert all(word in message for word in words), message
+
+
+def test_a_build_says_that_the_normalisation_is_left_out(sentences: Path) -> None:
+    rows = np.arange(24).reshape(6, 4) % 20
+    data = Dataset({"input_ids": rows, "attention_mask": np.ones_like(rows)}, None, "rows")
+    job = import_job(str(sentences), data, None)
+    assert any("normalisation" in note for note in job.notes)
+    assert job.package.lineage[0].parameters["family"] == "bert"
+
+
+def test_a_dense_step_is_not_left_away(sentences: Path) -> None:
+    dense = {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    describe(sentences, [*STEPS[:2], dense], {**FLAGS, "pooling_mode_mean_tokens": True})
+    assert "step 2 is 'Dense'" in refusal(str(sentences), ModelError)
+
+
+@pytest.mark.parametrize("broken", [b"", b"[", b"\xff", b"[" * 100_000])
+def test_broken_modules(sentences: Path, broken: bytes) -> None:
+    (sentences / "modules.json").write_bytes(broken)
+    assert "modules.json" in refusal(str(sentences), ModelError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_groups": 1 << 40}, ["num_hidden_groups", "1 to 1000"]),
+        ({"inner_group_num": 0}, ["inner_group_num", "0"]),
+        ({"inner_group_num": 600, "num_hidden_layers": 2}, ["num_hidden_layers is 2", "1 to 1"]),
+        ({"embedding_size": 1 << 30}, ["config.json", "bytes"]),
+    ],
+)
+def test_albert_configurations_that_are_refused(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+    from transformers import AlbertConfig, AlbertModel
+
+    AlbertModel(AlbertConfig(**SMALL, embedding_size=8)).save_pretrained(tmp_path)
+    edit(tmp_path, **changes)
+    message = refusal(str(tmp_path), ModelError)
+    assert all(word in message for word in words), message
+
+
+def test_sinusoids_are_not_computed_for_a_size_that_nothing_holds(tmp_path: Path) -> None:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    DistilBertModel(DistilBertConfig(**SMALL)).save_pretrained(tmp_path)
+    edit(tmp_path, sinusoidal_pos_embds=True, max_position_embeddings=1 << 30)
+    assert "bytes" in refusal(str(tmp_path), ModelError)
+
+
 class Bomb:
     """A pickle of it makes a folder when it is loaded."""
 
@@ -125,7 +312,7 @@ def test_code_of_the_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "llama"}, ["model_type", "llama", "bert, vit"]),
+        ({"model_type": "llama"}, ["model_type", "llama", "bert, ", "gpt2, ", "vit"]),
         ({"model_type": ["bert"]}, ["model_type"]),
         ({"architectures": ["BertForTokenClassification"]}, ["architectures", "BertForTokenClassification"]),
         ({"architectures": "BertModel"}, ["architectures", "expected a list"]),

@@ -22,9 +22,8 @@ from edgesdk.transformer.spec import (
     Pooling,
     TokenEmbedding,
     TransformerSpec,
-    from_json,
-    to_json,
 )
+from edgesdk.transformer.spec_json import from_json, to_json
 
 sizes = st.integers(1, 1 << 24)
 

@@ -12,12 +12,23 @@ from edgesdk.data import Dataset
 from edgesdk.errors import StageError
 from edgesdk.evaluate import run_graph
 from edgesdk.package import Package
-from edgesdk.stages import outline_of, run_stage
+from edgesdk.stages import Stage, outline_of, run_stage
 from edgesdk.stages.prune_neurons import PruneNeurons, PruneNeuronsOptions
 from edgesdk.testing.models import BERT, FEATURES, VIT, random_context, random_inputs, random_package, with_weights
+from edgesdk.testing.stages import StageTestCase
+from edgesdk.transformer.module import build, run
 from edgesdk.transformer.spec import Layer
 
-IMPORTANCE = ["activation", "magnitude"]
+IMPORTANCE = ["activation", "magnitude", "taylor", "fisher", "obs"]
+DEEP = dataclasses.replace(VIT, layers=(Layer(2, 2, 8, 32), Layer(2, 2, 8, 32)))
+
+
+class TestPruneNeuronsBySecondOrder(StageTestCase):
+    def stage(self) -> Stage:
+        return PruneNeurons(PruneNeuronsOptions(keep=0.5, importance="obs"))
+
+    def packages(self) -> list[Package]:
+        return [random_package(VIT), random_package(BERT)]
 
 
 def _prune(package: Package, **options: Any) -> Package:
@@ -48,10 +59,12 @@ def test_dead_neurons_go_and_the_function_stays(spec: Any, importance: str) -> N
     for part in ("up.weight", "up.bias"):
         name = f"layers.0.ffn.{part}"
         np.testing.assert_array_equal(pruned.weights[name], package.weights[name][kept])
-    down = "layers.0.ffn.down.weight"
-    np.testing.assert_array_equal(pruned.weights[down], package.weights[down][:, kept])
-    inputs = random_inputs(spec, 5, 9)
-    np.testing.assert_allclose(run_graph(pruned.graph, inputs), run_graph(package.graph, inputs), atol=1e-6)
+    down, inputs = "layers.0.ffn.down.weight", random_inputs(spec, 5, 9)
+    # obs refits under damping, which pulls a hair away from the exact fit.
+    limit = 1e-3 if importance == "obs" else 0
+    np.testing.assert_allclose(pruned.weights[down], package.weights[down][:, kept], atol=limit, rtol=0)
+    expected = run_graph(package.graph, inputs)
+    np.testing.assert_allclose(run_graph(pruned.graph, inputs), expected, atol=1e-6 + 2 * limit)
 
 
 def test_magnitude_is_the_product_of_both_norms() -> None:
@@ -155,3 +168,75 @@ def test_needs_no_training_data() -> None:
     package = random_package(VIT)
     context = random_context(package, training=False)
     assert run_stage(PruneNeurons(PruneNeuronsOptions(keep=0.5)), package, context).spec.layers[0].ffn == 16
+
+
+def test_second_order_makes_up_for_what_goes() -> None:
+    """Neurons that copy others: their work moves over, and the function stays."""
+    package = random_package(FEATURES)
+    up, bias = package.weights["layers.0.ffn.up.weight"].copy(), package.weights["layers.0.ffn.up.bias"].copy()
+    up[16:], bias[16:] = up[:16], bias[:16]
+    package = with_weights(package, layers__0__ffn__up__weight=up, layers__0__ffn__up__bias=bias)
+    inputs = random_inputs(FEATURES, 5, 9)
+    expected = run_graph(package.graph, inputs)
+    by_error = run_graph(_prune(package, keep=0.5, importance="obs").graph, inputs)
+    by_size = run_graph(_prune(package, keep=0.5, importance="magnitude").graph, inputs)
+    assert np.square(by_error - expected).mean() < 1e-2 * np.square(by_size - expected).mean()
+
+
+@pytest.mark.parametrize("importance", IMPORTANCE)
+def test_global_allocation_takes_from_the_layer_that_needs_least(importance: str) -> None:
+    dead = list(range(1, 29))
+    package = _with_dead(random_package(DEEP), 0, dead)
+    pruned = _prune(package, keep=0.5, allocate="global", importance=importance)
+    first, second = (layer.ffn for layer in pruned.spec.layers)
+    assert first + second == 32
+    assert first == 4
+    inputs = random_inputs(DEEP, 5, 9)
+    if importance != "obs":
+        kept = package.weights["layers.0.ffn.up.bias"][[0, 29, 30, 31]]
+        np.testing.assert_array_equal(pruned.weights["layers.0.ffn.up.bias"], kept)
+    assert run_graph(pruned.graph, inputs).shape == (5, 5)
+
+
+def test_layers_that_share_weights_are_pruned_once_and_together() -> None:
+    spec = dataclasses.replace(DEEP, layers=(DEEP.layers[0], dataclasses.replace(DEEP.layers[0], share=0)))
+    package = random_package(spec)
+    pruned = _prune(package, keep=0.5, scope="layers.1.ffn")
+    assert [layer.ffn for layer in pruned.spec.layers] == [16, 16]
+    assert pruned.weights["layers.0.ffn.up.weight"].shape == (16, 16)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCE)
+def test_low_rank_parts_lose_rows_of_u_and_columns_of_v(importance: str) -> None:
+    """Dead neurons of a low-rank pair: the function stays."""
+    layer = Layer(2, 2, 8, 32, ranks={"ffn.up": 6, "ffn.down": 7})
+    package = random_package(dataclasses.replace(VIT, layers=(layer,)))
+    changed = {name: package.weights[f"layers.0.ffn.{name}"].copy() for name in ("up.u.weight", "up.u.bias")}
+    changed["up.u.weight"][8:24] = 0
+    changed["up.u.bias"][8:24] = 0
+    down = package.weights["layers.0.ffn.down.v.weight"].copy()
+    down[:, 8:24] = 0
+    named = {f"layers.0.ffn.{name}": value for name, value in changed.items()}
+    package = with_weights(package, **named, layers__0__ffn__down__v__weight=down)
+    pruned = _prune(package, keep=0.5, importance=importance)
+    shapes = {name: value.shape for name, value in pruned.weights.items()}
+    assert shapes["layers.0.ffn.up.u.weight"] == (16, 6)
+    assert shapes["layers.0.ffn.up.v.weight"] == (6, 16)
+    assert shapes["layers.0.ffn.down.v.weight"] == (7, 16)
+    inputs = random_inputs(package.spec, 5, 9)
+    expected = run(build(package.spec, package.weights), inputs)
+    found = run(build(pruned.spec, pruned.weights), inputs)
+    np.testing.assert_allclose(found, expected, atol=5e-3 if importance == "obs" else 1e-5)
+
+
+def test_zeros_stay_structural() -> None:
+    sparse = {"layers.0.ffn.up": "2:4", "layers.1.ffn.up": "4x4", "layers.1.ffn.down": "2:4", "classifier": "4x4"}
+    package = random_package(dataclasses.replace(VIT, sparse=sparse))
+    assert _prune(package, keep=0.5).spec.sparse == {
+        "layers.0.ffn.up": "2:4", "layers.1.ffn.up": "unstructured", "layers.1.ffn.down": "unstructured",
+        "classifier": "4x4",
+    }
+    stage = PruneNeurons(PruneNeuronsOptions(keep=0.5, importance="obs"))
+    (reason,) = stage.requires(outline_of(package, True))
+    assert "layers.1.ffn.down" in reason
+    assert "before prune.weights" in reason

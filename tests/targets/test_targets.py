@@ -33,7 +33,7 @@ def test_every_file_of_the_table_loads(entry: Any) -> None:
     assert target.description
     assert set(target.converters) <= set(CONVERTERS)
     assert not set(target.missing) & set(target.converters)
-    assert set(target.schemes) <= {"fp32", "w8a8", "w8a8-dynamic"}
+    assert set(target.schemes) <= {"fp32", "w8a8", "w8a8-dynamic", "w4a8", "w4a8-dynamic"}
     assert all(side > 0 for side in target.sparse_block)
 
 

@@ -24,7 +24,7 @@ typedef struct {
   float *values_packed; /* panels [value_columns / NF][keys][NF] */
   float *scores;        /* [MF][score_stride] */
   float *out;
-  int q_stride, out_stride, score_stride, keys, key_columns, value_columns, size;
+  int q_stride, out_stride, score_stride, keys, key_columns, value_columns, size, causal;
   float scale;
 } edge_head;
 
@@ -61,8 +61,12 @@ EDGE_INLINE void edge_attend(const edge_head *head, int m, const int rows) {
     EDGE_UNROLL for (int i = 0; i < rows; i++)
       EDGE_UNROLL for (int j = 0; j < FV; j++) vf_store(head->scores + i * head->score_stride + n + j * VW, acc[i][j]);
   }
-  for (int i = 0; i < rows; i++)
-    inverse[i] = 1.0f / edge_softmax_row(head->scores + i * head->score_stride, head->keys, head->scale);
+  for (int i = 0; i < rows; i++) {
+    float *scores = head->scores + i * head->score_stride;
+    int seen = head->causal && m + i + 1 < head->keys ? m + i + 1 : head->keys;
+    inverse[i] = 1.0f / edge_softmax_row(scores, seen, head->scale);
+    for (int at = seen; at < head->keys; at++) scores[at] = 0.0f;
+  }
   for (int n = 0; n < head->value_columns; n += NF) {
     const float *panel = head->values_packed + (size_t)n * head->keys;
     edge_tile_float(head->scores, head->score_stride, panel, head->keys, rows, acc);
@@ -77,11 +81,12 @@ EDGE_INLINE void edge_attend(const edge_head *head, int m, const int rows) {
 }
 
 /* out[:, h * size ...] = softmax(q k^T * scale) v for each head h. q, k, v: rows of their strides; query head h uses
- * key/value head h / group; only the first `keys` rows are attended to. */
+ * key/value head h / group; only the first `keys` rows are attended to, where `causal` those up to the query's own. */
 EDGE_KERNEL void edge_attention(const float *q, int q_stride, const float *k, int k_stride, const float *v,
-                                int v_stride, int queries, int keys, int heads, int group, int size, float scale,
-                                float *out, int out_stride, float *scratch) {
+                                int v_stride, int queries, int keys, int causal, int heads, int group, int size,
+                                float scale, float *out, int out_stride, float *scratch) {
   edge_head head = {.q_stride = q_stride, .out_stride = out_stride, .keys = keys, .size = size, .scale = scale};
+  head.causal = causal;
   head.key_columns = (keys + NF - 1) / NF * NF;
   head.value_columns = (size + NF - 1) / NF * NF;
   head.score_stride = (head.key_columns + 15) / 16 * 16;

@@ -32,21 +32,20 @@ EDGE_INLINE float edge_entry(const void *table, const float *scale, int64_t row,
   return scale ? (float)((const int8_t *)table)[place] * scale[row] : ((const float *)table)[place];
 }
 
-/* out[r] = tokens[ids[r]] + positions[r] */
+/* out[r] = tokens[ids[r]] (+ positions[r], unless NULL) */
 EDGE_KERNEL void edge_embed(const int64_t *ids, int rows, int width, const void *tokens, const float *token_scale,
                             const void *positions, const float *position_scale, float *out, int stride) {
   for (int row = 0; row < rows; row++, out += stride)
     for (int at = 0; at < width; at++)
       out[at] = edge_entry(tokens, token_scale, ids[row], width, at) +
-                edge_entry(positions, position_scale, row, width, at);
+                (positions ? edge_entry(positions, position_scale, row, width, at) : 0.0f);
 }
 
 /* out[0] = cls + positions[0] (where there is a cls), then patches + positions */
 EDGE_KERNEL void edge_add_positions(const float *patches, int count, int width, int stride, const float *cls,
-                                    const void *positions, const float *position_scale, float *out) {
-  int first = cls != NULL;
+                                    int first, const void *positions, const float *position_scale, float *out) {
   for (int row = 0; row < count + first; row++) {
-    const float *source = row < first ? cls : patches + (size_t)(row - first) * stride;
+    const float *source = row < first ? cls + (size_t)row * width : patches + (size_t)(row - first) * stride;
     for (int at = 0; at < width; at++)
       out[(size_t)row * stride + at] = source[at] + edge_entry(positions, position_scale, row, width, at);
   }

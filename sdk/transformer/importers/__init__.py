@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgesdk.errors import ConfigError, ModelError, PackageError
-from edgesdk.transformer.importers import bert, torch_encoder, vit
+from edgesdk.transformer.importers import albert, bert, deit, distilbert, gpt2, roberta, sentence, torch_encoder, vit
 from edgesdk.transformer.importers.check import check
 from edgesdk.transformer.importers.draft import Draft
+from edgesdk.transformer.importers.sentence import SentenceEncoder
 from edgesdk.transformer.importers.torch_encoder import EncoderClassifier
 from edgesdk.transformer.module import build
 from edgesdk.transformer.spec import TokenEmbedding, TransformerSpec
 
-__all__ = ["IMPORTERS", "EncoderClassifier", "Family", "Imported", "import_model"]
+__all__ = ["IMPORTERS", "EncoderClassifier", "Family", "Imported", "SentenceEncoder", "import_model"]
 
 Task = Literal["classification", "encoding"]
 
@@ -39,7 +40,13 @@ class Family:
 
 IMPORTERS: tuple[Family, ...] = (
     Family(bert.FAMILY, bert.COVERS, bert.covers, bert.draft),
+    Family(distilbert.FAMILY, distilbert.COVERS, distilbert.covers, distilbert.draft),
+    Family(roberta.FAMILY, roberta.COVERS, roberta.covers, roberta.draft),
+    Family(albert.FAMILY, albert.COVERS, albert.covers, albert.draft),
+    Family(sentence.FAMILY, sentence.COVERS, sentence.covers, sentence.draft),
+    Family(gpt2.FAMILY, gpt2.COVERS, gpt2.covers, gpt2.draft),
     Family(vit.FAMILY, vit.COVERS, vit.covers, vit.draft),
+    Family(deit.FAMILY, deit.COVERS, deit.covers, deit.draft),
     Family(torch_encoder.FAMILY, torch_encoder.COVERS, torch_encoder.covers, torch_encoder.draft),
 )
 
@@ -51,10 +58,12 @@ class Imported:
     Attributes:
         spec: the canonical form.
         weights: name → float32 array, as in `spec.weight_shapes()`.
-        task: `classification` (the output is `logits`) or `encoding` (`embedding` or `hidden_states`).
+        task: `classification` (the output is `logits`) or `encoding` (`embedding`, `hidden_states` or
+            `token_logits`).
         labels: names of the classes in the order of the logits, where the model has its own.
         family: name of the importer.
         difference: largest |imported − original| / max(1, |original|) on the sample inputs, at most 1e-4.
+        notes: what the user should know, such as a normalisation that was left out.
     """
 
     spec: TransformerSpec
@@ -63,6 +72,7 @@ class Imported:
     labels: list[str] | None
     family: str
     difference: float
+    notes: tuple[str, ...] = ()
 
 
 def import_model(model: object, *, sequence: int | None = None) -> Imported:
@@ -107,4 +117,4 @@ def import_model(model: object, *, sequence: int | None = None) -> Imported:
         raise ConfigError(f"sequence is {sequence}, the longest of this model is {draft.spec.max_length}")
     difference = check(draft, module, sequence)
     task: Task = "classification" if draft.spec.classes is not None else "encoding"
-    return Imported(draft.spec, weights, task, draft.labels, family.name, difference)
+    return Imported(draft.spec, weights, task, draft.labels, draft.family or family.name, difference, draft.notes)

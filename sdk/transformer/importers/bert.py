@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from edgesdk.errors import ModelError
 from edgesdk.transformer.importers.draft import (
     Draft,
     activation_of,
@@ -21,8 +19,10 @@ from edgesdk.transformer.importers.draft import (
     comes_from,
     labels_of,
     linear,
+    mean_of_tokens,
     norm,
-    refuse_config,
+    refuse_decoder,
+    token_positions,
 )
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
@@ -42,16 +42,12 @@ def draft(model: Any, sequence: int | None) -> Draft:
         ModelError: a configuration key asks for something that is not covered.
     """
     config = model.config
-    _refuse_uncovered(config)
+    refuse_decoder(FAMILY, config)
+    activation = activation_of(FAMILY, config.hidden_act)
     classification = comes_from(model, MODULE, "BertForSequenceClassification")
     bert = model.bert if classification else model
     embeddings = bert.embeddings
-    positions = embeddings.position_embeddings.weight
-    if not torch.equal(embeddings.position_ids.reshape(-1), torch.arange(len(positions))):
-        raise ModelError(
-            f"{FAMILY} import: position_ids do not count from 0 to {len(positions) - 1}",
-            "models with a position offset (RoBERTa) are not covered",
-        )
+    positions = token_positions(FAMILY, embeddings)
     weights: dict[str, Tensor] = {
         "embedding.tokens.weight": embeddings.word_embeddings.weight,
         "embedding.positions.weight": positions + embeddings.token_type_embeddings.weight[0],
@@ -60,8 +56,8 @@ def draft(model: Any, sequence: int | None) -> Draft:
     parts: dict[str, nn.Module] = {"embedding": embeddings}
     layers = []
     for index, block in enumerate(bert.encoder.layer):
-        layers.append(_layer(block))
-        weights |= _layer_weights(f"layers.{index}", block)
+        layers.append(layer_of(block))
+        weights |= layer_weights(f"layers.{index}", block)
         parts[f"layers.{index}"] = block
     if classification:
         weights |= linear("pooler", bert.pooler.dense) | linear("classifier", model.classifier)
@@ -73,7 +69,7 @@ def draft(model: Any, sequence: int | None) -> Draft:
         layers=tuple(layers),
         norm="post",
         norm_epsilon=float(config.layer_norm_eps),
-        activation=activation_of(FAMILY, config.hidden_act),
+        activation=activation,
         pooling="cls" if classification else "mean",
         pooler=classification,
         classes=classes,
@@ -84,24 +80,13 @@ def draft(model: Any, sequence: int | None) -> Draft:
         if classification:
             logits: Tensor = output.logits
             return logits
-        weight = inputs["attention_mask"][:, :, None].to(output.last_hidden_state.dtype)
-        mean: Tensor = (output.last_hidden_state * weight).sum(1) / weight.sum(1)
-        return mean
+        return mean_of_tokens(output.last_hidden_state, inputs["attention_mask"])
 
     return Draft(spec, weights, forward, parts, labels_of(config, classes) if classes else None)
 
 
-def _refuse_uncovered(config: Any) -> None:
-    for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-        if getattr(config, key, False):
-            refuse_config(FAMILY, key, getattr(config, key), "False (encoders)")
-    kind = getattr(config, "position_embedding_type", "absolute")
-    if kind != "absolute":
-        refuse_config(FAMILY, "position_embedding_type", kind, "absolute")
-    activation_of(FAMILY, config.hidden_act)
-
-
-def _layer(block: Any) -> Layer:
+def layer_of(block: Any) -> Layer:
+    """Sizes of a layer of BERT, or of a family that builds its layers in the same way (RoBERTa)."""
     heads = block.attention.self.num_attention_heads
     return Layer(
         heads=heads,
@@ -111,7 +96,8 @@ def _layer(block: Any) -> Layer:
     )
 
 
-def _layer_weights(prefix: str, block: Any) -> dict[str, Tensor]:
+def layer_weights(prefix: str, block: Any) -> dict[str, Tensor]:
+    """Weights of such a layer under their canonical names."""
     return {
         **linear(f"{prefix}.attention.query", block.attention.self.query),
         **linear(f"{prefix}.attention.key", block.attention.self.key),

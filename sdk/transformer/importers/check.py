@@ -21,11 +21,13 @@ TOLERANCE = 1e-4
 SAMPLE_TOKENS = 64
 
 
-def sample_inputs(spec: TransformerSpec, sequence: int | None) -> list[dict[str, NDArray[Any]]]:
+def sample_inputs(
+    spec: TransformerSpec, sequence: int | None, padding: int | None = None
+) -> list[dict[str, NDArray[Any]]]:
     """Batches of random inputs, always the same ones for a spec.
 
     Token models get rows of several lengths, padded at the end, and one row of the full length, so that every position
-    is compared; patches and features have no padding.
+    is compared; patches and features have no padding. `padding` is the id of padded tokens (else 0) and of no other.
     """
     generator = np.random.default_rng(0)
     if isinstance(spec.embedding, PatchEmbedding):
@@ -40,7 +42,10 @@ def sample_inputs(spec: TransformerSpec, sequence: int | None) -> list[dict[str,
         width = lengths[0]
         ids = generator.integers(0, spec.embedding.vocabulary, (len(lengths), width))
         mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
-        batches.append({"input_ids": ids * mask, "attention_mask": mask})
+        if padding is not None:
+            ids[ids == padding] = (padding + 1) % spec.embedding.vocabulary
+        ids = np.where(mask == 1, ids, padding or 0)
+        batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
 
 
@@ -58,7 +63,7 @@ def check(draft: Draft, module: Transformer, sequence: int | None) -> float:
         ModelError: the difference is above `TOLERANCE`; names the first part that diverges where it can be told.
     """
     worst = 0.0
-    for inputs in sample_inputs(draft.spec, sequence):
+    for inputs in sample_inputs(draft.spec, sequence, draft.padding):
         tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
         with torch.inference_mode():
             difference = relative_difference(module(tensors), original_output(draft, tensors))
@@ -98,6 +103,8 @@ def first_divergence(draft: Draft, module: Transformer, inputs: Mapping[str, Ten
         def record(owner: nn.Module, arguments: Any, output: Any) -> None:
             value = output[0] if isinstance(output, tuple) else output
             value = value.to_padded_tensor(0.0) if value.is_nested else value
+            if name in found[side]:  # a module that several layers share: the first of them counts
+                return
             found[side][name] = value.detach().float().reshape(-1)  # one row: [1, S, H] and [S, 1, H] become alike
 
         return record

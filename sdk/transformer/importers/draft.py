@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,6 +35,9 @@ class Draft:
         parts: name of a module of the canonical Transformer → the module of the original with the same output, in the
             order of execution; used to name the first part that diverges.
         labels: names of the classes, where the model has its own.
+        padding: token id that the original takes for padding wherever it stands; samples have it there only.
+        notes: what the user should know of this import.
+        family: name of the family that read the model, where it is another than the one that was asked.
     """
 
     spec: TransformerSpec
@@ -41,6 +45,9 @@ class Draft:
     forward: Callable[[Mapping[str, Tensor]], Tensor]
     parts: Mapping[str, nn.Module] = field(default_factory=dict)
     labels: list[str] | None = None
+    padding: int | None = None
+    notes: tuple[str, ...] = ()
+    family: str | None = None
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """The weights as contiguous float32 arrays of their own, in the order of the spec.
@@ -80,10 +87,10 @@ def refuse_config(family: str, key: str, value: object, covered: str) -> NoRetur
     )
 
 
-def activation_of(family: str, hidden_act: object) -> Activation:
-    """The canonical activation of a configuration's `hidden_act`; ModelError where it is not covered."""
+def activation_of(family: str, hidden_act: object, key: str = "hidden_act") -> Activation:
+    """The canonical activation of a configuration's `hidden_act` (or of `key`); ModelError where it is not covered."""
     if not isinstance(hidden_act, str) or hidden_act not in ACTIVATIONS:
-        refuse_config(family, "hidden_act", hidden_act, ", ".join(ACTIVATIONS))
+        refuse_config(family, key, hidden_act, ", ".join(ACTIVATIONS))
     return ACTIVATIONS[hidden_act]
 
 
@@ -123,6 +130,34 @@ def norm(name: str, layer: nn.LayerNorm) -> dict[str, Tensor]:
         raise ModelError(f"import: the LayerNorm {name} has no weights", "use elementwise_affine=True")
     bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(len(layer.weight))
     return {f"{name}.weight": layer.weight, f"{name}.bias": bias}
+
+
+def token_positions(family: str, embeddings: Any) -> Tensor:
+    """The table of positions [S, H] of embeddings that count them from 0.
+
+    Raises:
+        ModelError: the positions are counted in another way.
+    """
+    table: Tensor = embeddings.position_embeddings.weight
+    if not torch.equal(embeddings.position_ids.reshape(-1), torch.arange(len(table))):
+        raise ModelError(f"{family} import: position_ids do not count from 0 to {len(table) - 1}")
+    return table
+
+
+def refuse_decoder(family: str, config: Any) -> None:
+    """ModelError where the configuration of an encoder makes it a decoder, or positions are not absolute."""
+    for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+        if getattr(config, key, False):
+            refuse_config(family, key, getattr(config, key), "False (encoders)")
+    kind = getattr(config, "position_embedding_type", "absolute")
+    if kind != "absolute":
+        refuse_config(family, "position_embedding_type", kind, "absolute")
+
+
+def mean_of_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """[B, S, H] → [B, H]: the mean of the rows that are not padding."""
+    weight = attention_mask[:, :, None].to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1)
 
 
 def comes_from(model: object, module: str, name: str) -> bool:

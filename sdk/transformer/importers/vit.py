@@ -39,20 +39,28 @@ def draft(model: Any, sequence: int | None) -> Draft:
     Raises:
         ModelError: a configuration key asks for something that is not covered.
     """
-    config = model.config
-    activation = activation_of(FAMILY, config.hidden_act)
     classification = comes_from(model, MODULE, "ViTForImageClassification")
-    vit = model.vit if classification else model
+    return read(FAMILY, model, model.vit if classification else model, classification)
+
+
+def read(family: str, model: Any, vit: Any, classification: bool) -> Draft:
+    """Read a model of ViT's build: `vit` is its body, `classification` says whether `model` has a classifier on it.
+
+    Raises:
+        ModelError: a configuration key asks for something that is not covered.
+    """
+    config = model.config
+    activation = activation_of(family, config.hidden_act)
     pooler = vit.pooler is not None and not classification
     if pooler:
-        _refuse_pooler(config)
+        _refuse_pooler(family, config)
     embeddings = vit.embeddings
     projection = embeddings.patch_embeddings.projection
-    patch, size = _square(config.patch_size, "patch_size"), _square(config.image_size, "image_size")
+    patch, size = _square(family, config.patch_size, "patch_size"), _square(family, config.image_size, "image_size")
     if projection.kernel_size != (patch, patch) or projection.stride != (patch, patch) or projection.padding != (0, 0):
-        raise ModelError(f"{FAMILY} import: the patch projection {projection} does not cut patches of {patch}")
+        raise ModelError(f"{family} import: the patch projection {projection} does not cut patches of {patch}")
     if size % patch:
-        refuse_config(FAMILY, "image_size", size, f"a multiple of patch_size {patch}")
+        refuse_config(family, "image_size", size, f"a multiple of patch_size {patch}")
     bias = projection.bias if projection.bias is not None else projection.weight.new_zeros(len(projection.weight))
     weights: dict[str, Tensor] = {
         "embedding.patches.weight": projection.weight.reshape(len(projection.weight), -1),
@@ -61,6 +69,9 @@ def draft(model: Any, sequence: int | None) -> Draft:
         "embedding.positions.weight": embeddings.position_embeddings[0],
         **norm("norm", vit.layernorm),
     }
+    distillation = getattr(embeddings, "distillation_token", None)  # of DeiT
+    if distillation is not None:
+        weights["embedding.distillation"] = distillation.reshape(-1)
     parts: dict[str, nn.Module] = {"embedding": embeddings}
     layers = []
     for index, block in enumerate(vit.layers):
@@ -73,9 +84,11 @@ def draft(model: Any, sequence: int | None) -> Draft:
     if classification:
         weights |= linear("classifier", model.classifier)
         parts["classifier"] = model.classifier
-    classes = classes_of(FAMILY, config) if classification else None
+    classes = classes_of(family, config) if classification else None
     spec = TransformerSpec(
-        embedding=PatchEmbedding(channels=config.num_channels, size=size, patch=patch),
+        embedding=PatchEmbedding(
+            channels=config.num_channels, size=size, patch=patch, distillation=distillation is not None
+        ),
         hidden=config.hidden_size,
         layers=tuple(layers),
         norm="pre",
@@ -101,18 +114,18 @@ def draft(model: Any, sequence: int | None) -> Draft:
     return Draft(spec, weights, forward, parts, labels_of(config, classes) if classes else None)
 
 
-def _refuse_pooler(config: Any) -> None:
+def _refuse_pooler(family: str, config: Any) -> None:
     if config.pooler_act != "tanh":
-        refuse_config(FAMILY, "pooler_act", config.pooler_act, "tanh")
+        refuse_config(family, "pooler_act", config.pooler_act, "tanh")
     if config.pooler_output_size != config.hidden_size:
-        refuse_config(FAMILY, "pooler_output_size", config.pooler_output_size, f"hidden_size {config.hidden_size}")
+        refuse_config(family, "pooler_output_size", config.pooler_output_size, f"hidden_size {config.hidden_size}")
 
 
-def _square(value: Any, key: str) -> int:
+def _square(family: str, value: Any, key: str) -> int:
     """The side of a square size, given as a number or as a pair of equal numbers."""
     sides = set(value) if isinstance(value, (list, tuple)) else {value}
     if len(sides) != 1:
-        refuse_config(FAMILY, key, value, "a square")
+        refuse_config(family, key, value, "a square")
     return int(sides.pop())
 
 

@@ -1,0 +1,78 @@
+"""The state of an unfinished training on disk: a folder of `state.safetensors` and `state.json`, replaced atomically.
+
+Nothing in it is executed. A folder that does not fit (truncated, changed, of another training) is as good as none.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from edgesdk.files import atomic_folder, canonical_json, sha256_bytes
+
+TENSORS, FACTS = "state.safetensors", "state.json"
+FORMAT, VERSION = "edgesdk.training", 1
+
+
+class Checkpoint:
+    """Where one training keeps its state; without a folder it keeps none."""
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.path = None if folder is None else folder / key
+        self.key = key
+
+    def write(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Replace the state. `facts` is JSON."""
+        if self.path is None:
+            return
+        document = {**facts, "format": FORMAT, "version": VERSION, "key": self.key}
+        with atomic_folder(self.path) as folder:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
+            (folder / FACTS).write_bytes(canonical_json(document))
+
+    def read(self, expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The state, where there is one with exactly these names, shapes and types of tensors."""
+        if self.path is None or self.path.is_symlink() or not self.path.is_dir():
+            return None
+        try:
+            facts = json.loads((self.path / FACTS).read_bytes())
+            tensors = load_file(self.path / TENSORS)
+        except Exception:  # whatever is wrong with it: the training starts anew
+            return None
+        if not isinstance(facts, dict) or (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
+            return None
+        found = {name: (value.shape, value.dtype) for name, value in tensors.items()}
+        wanted = {name: (value.shape, value.dtype) for name, value in expected.items()}
+        return (tensors, facts) if facts.get("key") == self.key and found == wanted else None
+
+    def remove(self) -> None:
+        """The training is over."""
+        if self.path is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def state_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of named tensors: names, shapes, types and contents."""
+    parts = []
+    for name, value in sorted(tensors.items()):
+        data = value.detach().cpu().contiguous().view(torch.uint8) if value.dim() else value.detach().cpu().reshape(1)
+        parts.append([name, list(value.shape), str(value.dtype), sha256_bytes(data.numpy().tobytes())])
+    return sha256_bytes(canonical_json(parts))
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the code that decides what a step does: state of other code is not gone on with."""
+    root = files("edgesdk")
+    sources = [entry for folder in ("stages", "transformer") for entry in root.joinpath(folder).iterdir()]
+    texts = [(entry.name, entry.read_text()) for entry in sources if entry.name.endswith(".py")]
+    return sha256_bytes(canonical_json(sorted(texts)))
