@@ -147,12 +147,9 @@ class Bench:
         if self.store.read("latency", name) is not None:
             return
         subject = self.subjects[row.corpus]
-        package, _ = self._compress(subject, self.recipe(row))
-        base = self._artifact(subject.teacher) / "model.onnx"
+        package, model, base = self._shipped(row, facts)
         with self.book.measure(f"latency {name}"):
-            figures = latency_ratio(
-                self._artifact(package) / "model.onnx", package, base, subject.teacher, subject.holdout, self.seed
-            )
+            figures = latency_ratio(model, package, base, subject.teacher, subject.holdout, self.seed)
         self.store.write("latency", name, figures)
         say(f"{row.key}: {figures['ratio']:.3f} of the CPU time of fp32 ({figures['fp32_ms']:.2f} ms)")
 
@@ -176,19 +173,33 @@ class Bench:
         facts = self._made(row)
         if facts is None or self.store.read("tested", f"{row.key} {facts['model'][:32]}") is not None:
             return
-        subject = self.subjects[row.corpus]
-        package, _ = self._compress(subject, self.recipe(row))
+        subject, name = self.subjects[row.corpus], f"{row.key} {facts['model'][:32]}"
+        package, model, base = self._shipped(row, facts)
         data = subject.test()
         assert data.labels is not None
-        base = self._artifact(subject.teacher) / "model.onnx"
-        name = f"{row.key} {facts['model'][:32]}"
         with self.book.measure(f"tested {name}"):
-            found = self._answers(subject, self._artifact(package) / "model.onnx", package, "test")
+            found = self._answers(subject, model, package, "test")
             figures = kept(found, self._answers(subject, base, subject.teacher, "test"), data.labels, self.seed)
             macs = work(package, subject.teacher, data)
         document = {"rows": len(data), **dataclasses.asdict(figures), "macs": macs}
         self.store.write("tested", name, document)
         say(f"{row.key}: test accuracy {100 * figures.accuracy:.2f} %, {100 * figures.kept:.2f} % kept")
+
+    def _shipped(self, row: Row, facts: dict[str, Any]) -> tuple[Package, Path, Path]:
+        """The package of a row, its file, and the fp32 file.
+
+        Raises:
+            ConfigError: the recipe now makes another file than the one that the facts are about.
+        """
+        subject = self.subjects[row.corpus]
+        package, _ = self._compress(subject, self.recipe(row))
+        model = self._artifact(package) / "model.onnx"
+        if sha256_file(model) != facts["model"]:
+            raise ConfigError(
+                f"{row.key}: EdgeSDK's code changed since this row was made, and now makes another file",
+                f"make it again: --only {row.part}",
+            )
+        return package, model, self._artifact(subject.teacher) / "model.onnx"
 
     def _made(self, row: Row) -> dict[str, Any] | None:
         """Facts of a row that was made by the recipe of now."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import shutil
 import time
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
+from edgesdk.code_digest import code_digest
 from edgesdk.errors import ConfigError, PackageError
 from edgesdk.files import canonical_json, sha256_bytes
 from edgesdk.package import Package, content_digest, read_package, write_package
 from edgesdk.package_files import read_run
 from edgesdk.recipe import Recipe, check_recipe
 from edgesdk.stages import Context, Stage, run_stage
-
-CODE_FOLDERS = ("stages", "transformer")
-CODE_FILES = ("encodings.py", "evaluate.py", "package.py", "package_arrays.py")
 
 
 @dataclass(frozen=True)
@@ -69,15 +65,10 @@ def _key(stage: Stage, package: Package, context: Context) -> str:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "onnx", "onnxruntime")}
     options = stage.options.model_dump(mode="json")
     digests = [content_digest(package), content_digest(context.teacher)]
-    parts = [*digests, stage.name, options, context.seed, context.sparse_block, data, versions, _code_digest()]
+    parts = [*digests, stage.name, options, context.seed, context.sparse_block, data, versions, _code(stage)]
     return sha256_bytes(canonical_json(parts))[:32]
 
 
-@functools.cache
-def _code_digest() -> str:
-    """Digest of the code that decides what a stage makes: an edited stage must not be served from the cache."""
-    root = files("edgesdk")
-    sources = [entry for folder in CODE_FOLDERS for entry in root.joinpath(folder).iterdir()]
-    sources += [root.joinpath(name) for name in CODE_FILES]
-    texts = [(entry.name, entry.read_text()) for entry in sources if entry.name.endswith(".py")]
-    return sha256_bytes(canonical_json(sorted(texts)))
+def _code(stage: Stage) -> str:
+    """Digest of the stage's code, and of everything that it uses."""
+    return code_digest(next(kind.__module__ for kind in type(stage).__mro__ if kind.__module__.startswith("edgesdk.")))

@@ -90,16 +90,19 @@ def run_rows(package: Package, inputs: Mapping[str, NDArray[Any]]) -> NDArray[An
     return np.concatenate([values for _, values in outputs])[np.argsort(order)]
 
 
-def evaluate_package(package: Package, data: Dataset) -> float | None:
-    """The package's metric on data: accuracy (fraction), or mean cosine to its own fp32 weights; None without labels
-    for a classifier. Texts are encoded by the package's own tokenizer."""
-    data = encoded_for(package, data)
-    outputs = run_rows(package, data.inputs)
+def evaluate_package(package: Package, data: Dataset, reference: Package | None = None) -> float | None:
+    """The package's metric on data: accuracy (fraction; None without labels), or for encoders the mean cosine to the
+    outputs of `reference`, the imported model (default: the package's own weights in float). Texts are encoded by each
+    package's own tokenizer."""
+    own = encoded_for(package, data)
+    outputs = run_rows(package, own.inputs)
     if package.metric == "accuracy":
-        return None if data.labels is None else accuracy(outputs, data.labels)
+        return None if own.labels is None else accuracy(outputs, own.labels)
     from edgesdk.transformer.module import build, run
 
-    return float(cosines(outputs, run(build(package.spec, package.weights), data.inputs)).mean())
+    reference = package if reference is None else reference
+    expected = run(build(reference.spec, reference.weights), encoded_for(reference, data).inputs)
+    return float(cosines(outputs, expected).mean())
 
 
 def accuracy(outputs: NDArray[Any], labels: NDArray[np.int64]) -> float:

@@ -27,6 +27,8 @@ GOLDEN_ROWS = 32
 CALIBRATION_ROWS = 256
 CALIBRATION_BYTES = 16 << 20
 VALIDATION_SHARE = 0.1
+# From so many training rows on, as many rows as for validation are held out for bounds that must hold.
+HOLDOUT_FROM_ROWS = 5000
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,20 @@ class Job:
     validation: Dataset
     calibration: Dataset
     notes: tuple[str, ...]
+    holdout: Dataset | None = None
 
-    def context(self, seed: int, progress: Progress) -> Context:
-        """The context of stages."""
-        return Context(self.train, self.validation, self.calibration, self.package, seed, progress)
+    def context(
+        self,
+        seed: int,
+        progress: Progress,
+        sparse_block: tuple[int, int] | None = None,
+        checkpoints: Path | None = None,
+    ) -> Context:
+        """The context of stages; see there."""
+        return Context(
+            self.train, self.validation, self.calibration, self.package, seed, progress, self.holdout, sparse_block,
+            checkpoints,
+        )
 
 
 def import_job(
@@ -86,7 +98,7 @@ def import_job(
     if data is None:
         raise ConfigError("there is no evaluation data", "give --data module:function, or a .csv, .jsonl or .npz file")
     evaluation = source.load(data)
-    train = None if train_data is None else source.load(train_data, like=evaluation)
+    train, holdout = None if train_data is None else source.load(train_data, like=evaluation), None
     if len(evaluation) == 0:
         raise ConfigError("the evaluation data is empty", "give at least one row")
     if train is None:
@@ -97,9 +109,14 @@ def import_job(
         )
     else:
         train, validation = train.split(VALIDATION_SHARE, seed)
-        calibration = train.head(CALIBRATION_ROWS)
+        if len(train) >= HOLDOUT_FROM_ROWS:
+            train, holdout = train.split(VALIDATION_SHARE, seed + 1)
+        calibration = train
+        if len(train) > CALIBRATION_ROWS:
+            # Files are often sorted by label: the first rows would calibrate on a few classes.
+            calibration = train.split(CALIBRATION_ROWS / len(train), seed)[1]
     package = source.package(evaluation, calibration)
-    return Job(package, evaluation, train, validation, calibration, tuple(notes))
+    return Job(package, evaluation, train, validation, calibration, tuple(notes), holdout)
 
 
 class _Source:

@@ -87,7 +87,7 @@ def ranks_of_budget(
     matrices that stay dense (None) have `share` of the parameters.
 
     Args:
-        energies: what each rank of a matrix takes off the squared error.
+        energies: what each rank of a matrix is worth: what it takes off the squared error, or its singular value.
         shapes: (N, K) of each matrix.
         relative: energies count as shares of their matrix' own, else as they are.
     """

@@ -80,7 +80,7 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
         fresh = not out.exists()
         store = Store(request.store)
         try:
-            compressed = compress_all(job, recipes, request, out, progress)
+            compressed = compress_all(job, recipes, request, target, out, progress)
             packages = {name: result.package for name, result in compressed.items()}
             clock.lap("compress")
             candidates = make_candidates(packages, target, converters, out / "artifacts", progress)
@@ -110,18 +110,20 @@ def build(request: Request, progress: Progress, say: Callable[[str], None]) -> B
 
 
 def compress_all(
-    job: Job, recipes: Sequence[Recipe], request: Request, out: Path, progress: Progress
+    job: Job, recipes: Sequence[Recipe], request: Request, target: Target, out: Path, progress: Progress
 ) -> dict[str, Compressed]:
     """Apply every recipe; the packages are written under `out/packages`, the imported one as `fp32.edgepkg`. A
     recipe that cannot run stops the build before any work."""
-    outline = job.context(0, progress).outline(job.package)
+    checkpoints = request.state / "checkpoints"
+    outline = job.context(0, progress, target.sparse_block).outline(job.package)
     refused = [reason for recipe in recipes for reason in check_recipe(recipe, outline)[0]]
     if refused:
         raise ConfigError("; ".join(refused), "edgesdk plan shows what would run")
     results = {}
     write_package(job.package, out / "packages" / BASELINE)
     for recipe in recipes:
-        context = job.context(recipe.seed if request.seed is None else request.seed, progress)
+        seed = recipe.seed if request.seed is None else request.seed
+        context = job.context(seed, progress, target.sparse_block, checkpoints)
         results[recipe.name] = compress(job.package, recipe, context, request.state / "cache")
         write_package(results[recipe.name].package, out / "packages" / f"{recipe.name}.edgepkg")
     return results

@@ -51,7 +51,7 @@ def make_plan(request: Request) -> dict[str, Any]:
     job = import_job(
         request.model, request.data, request.train_data, sequence=request.sequence, seed=request.sampling_seed
     )
-    start = job.context(request.sampling_seed, silent).outline(job.package)
+    start = job.context(request.sampling_seed, silent, target.sparse_block).outline(job.package)
     candidates = []
     for recipe in asked or default_recipes(job.train is not None):
         refused, outline = check_recipe(recipe, start)

@@ -97,7 +97,7 @@ def load_recipes(source: str) -> list[Recipe]:
 def default_recipes(training: bool) -> list[Recipe]:
     """fp32 and all presets that are meant for it (`default`) and need no more data than was given."""
     recipes = [FP32, *(recipe for name in preset_names() for recipe in load_recipes(name) if recipe.default)]
-    return [r for r in recipes if training or not any(stage.name == "distill" for stage in r.stages)]
+    return [r for r in recipes if training or not any(stage.trains for stage in r.stages)]
 
 
 def check_recipe(recipe: Recipe, outline: Outline) -> tuple[list[str], Outline]:

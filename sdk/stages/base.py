@@ -95,9 +95,12 @@ class Context:
         """The same context with every row encoded by the tokenizer of `package`."""
         from edgesdk.encode import encoded_for
 
-        data = {name: getattr(self, name) for name in ("train", "validation", "calibration", "holdout")}
+        def rows(data: Dataset | None) -> Dataset | None:
+            return None if data is None else encoded_for(package, data)
+
         return dataclasses.replace(
-            self, **{name: None if value is None else encoded_for(package, value) for name, value in data.items()}
+            self, train=rows(self.train), holdout=rows(self.holdout),
+            validation=encoded_for(package, self.validation), calibration=encoded_for(package, self.calibration),
         )
 
 
@@ -122,6 +125,11 @@ class Stage(ABC):
 
     def __init__(self, options: Options) -> None:
         self.options = options
+
+    @property
+    def trains(self) -> bool:
+        """Whether it needs training data: its options are those of the trainer, unless it says otherwise."""
+        return "epochs" in self.options_type.model_fields
 
     @property
     def exact(self) -> bool:
@@ -189,8 +197,8 @@ def run_stage(stage: Stage, package: Package, context: Context) -> Package:
         parameters=stage.options.model_dump(mode="json"),
         seed=context.seed,
         parent=content_digest(package),
-        metrics_before=_metrics(package, context.validation),
-        metrics_after=_metrics(changed, given.encoded_for(changed).validation),
+        metrics_before=_metrics(package, given),
+        metrics_after=_metrics(changed, given),
         bytes_before=len(package.graph),
         bytes_after=len(changed.graph),
         parameters_before=package.spec.parameters(),
@@ -211,17 +219,20 @@ def _kept(stage: Stage, promised: Outline, made: Package) -> bool:
     return signature(promised.spec) == signature(made.spec)
 
 
-_METRICS: dict[tuple[str, str], dict[str, float]] = {}
+_METRICS: dict[tuple[str, ...], dict[str, float]] = {}
 
 
-def _metrics(package: Package, data: Dataset) -> dict[str, float]:
-    """The package's metrics on data; what one stage leaves is what the next one finds, so it is kept."""
+def _metrics(package: Package, context: Context) -> dict[str, float]:
+    """The package's metrics on the validation rows; what one stage leaves is what the next one finds, so it is kept."""
     from edgesdk.dynamic_report import dynamic_metrics
+    from edgesdk.encode import encoded_for
     from edgesdk.evaluate import evaluate_package
 
-    key = (content_digest(dataclasses.replace(package, lineage=())), data.digest)
+    data = encoded_for(package, context.validation)
+    parts = (dataclasses.replace(package, lineage=()), context.teacher)
+    key = (*(content_digest(part) for part in parts), data.digest)
     if key not in _METRICS:
-        value = evaluate_package(package, data)
+        value = evaluate_package(package, data, context.teacher)
         _METRICS[key] = {} if value is None else {package.metric: round(value, 6)}
         _METRICS[key] |= dynamic_metrics(package, data)
     return _METRICS[key]

@@ -2,10 +2,10 @@
 
 An exit is one linear layer on the pooled output of its layer. It starts as the model's classifier and learns from the
 labels, from the imported model's soft labels and from the last answer of the model itself (self-distillation: Zhang et
-al. 2019, arXiv:1905.08094). Trained jointly, the losses of all exits and of the last answer are added with weights
-that rise with depth (Kaya et al. 2019, arXiv:1810.07052; BERxiT, Xin et al. 2021); the weights that come out are those
-with the best answers at the exits among those that do not make the last answer worse. Nothing leaves before
-`exit.thresholds` has set when.
+al. 2019, arXiv:1905.08094). Trained jointly, the loss is that of the last answer (share `last`) and the mean of the
+exits' with weights that rise with depth (Kaya et al. 2019, arXiv:1810.07052); a large share of the last answer is what
+BERxiT (Xin et al. 2021) gets by training it alone in every other step. Among the epochs, the one with the best exits
+is kept, and what the last answer lost counts `FINAL_WORSE` times. Nothing leaves before `exit.thresholds` has set when.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ class ExitEarlyOptions(TrainingOptions):
             the depth on but the last.
         criterion: what decides that an input leaves: its confidence, its entropy, or exits that agree.
         training: `joint` trains the whole model, `frozen` only the exits: the last answer stays as it is.
+        last: share of the last answer in the loss; the exits share the rest.
         own: share of the exits' soft labels that comes from the model's last answer, not from the imported model.
     """
 
     layers: str | None = Field(default=None, max_length=1000)
     criterion: Criterion = "confidence"
     training: Literal["joint", "frozen"] = "joint"
+    last: float = Field(default=0.5, ge=0, lt=1)
     own: float = Field(default=0.0, ge=0, le=1)
 
 
@@ -133,8 +135,8 @@ def with_exits(
 
 
 def exit_loss(context: Context, options: ExitEarlyOptions) -> Loss:
-    """Mean over exits and last answer of their recovery losses, weighted by depth; an exit also follows the last
-    answer (whose gradient does not see that) by the share `own`."""
+    """Recovery loss of the last answer by the share `last`, the rest by that of the exits, weighted by depth; an exit
+    also follows the last answer (whose gradient does not see that) by the share `own`."""
     import torch
 
     from edgesdk.stages.targets import classification_loss, soft_logits
@@ -147,14 +149,15 @@ def exit_loss(context: Context, options: ExitEarlyOptions) -> Loss:
     def loss(module: Transformer, batch: dict[str, Tensor], rows: Tensor) -> Tensor:
         trace = module.trace(batch)
         target, hard = soft[rows.cpu()].to(rows.device), labels[rows.cpu()].to(rows.device)
-        last, depth = trace.output.float(), len(module.spec.layers)
-        total = depth * classification_loss(last, target, hard, options)
+        last = trace.output.float()
+        exits = torch.zeros((), device=last.device)
         for index, logits in trace.exits.items():
             value = (1 - options.own) * classification_loss(logits.float(), target, hard, options)
             if options.own > 0:
                 value = value + options.own * classification_loss(logits.float(), last.detach(), hard, options)
-            total = total + (index + 1) * value
-        return total / (depth + sum(index + 1 for index in trace.exits))
+            exits = exits + (index + 1) * value
+        exits = exits / sum(index + 1 for index in trace.exits)
+        return options.last * classification_loss(last, target, hard, options) + (1 - options.last) * exits
 
     return loss
 

@@ -50,13 +50,13 @@ def gradient_energies(package: Package, context: Context, names: Sequence[str], 
     never reached; float64 [N] (for `embedding`: [V]). Uses of a shared layer count one by one."""
     import torch
 
-    from edgesdk.stages.importance import _loss, labelled_rows, plain
+    from edgesdk.stages.importance import labelled_rows, probe_loss
     from edgesdk.stages.train_batches import sorted_batches, take_rows
-    from edgesdk.transformer.module import build
+    from edgesdk.transformer.module import build, no_tap
 
     data = labelled_rows(context, samples)
     module = build(package.spec, package.weights)
-    loss = _loss(package, context, data)
+    loss = probe_loss(package, context, data)
     totals: dict[str, Tensor] = {}
 
     def add(name: str, value: Tensor) -> None:
@@ -82,7 +82,7 @@ def gradient_energies(package: Package, context: Context, names: Sequence[str], 
         module.get_submodule("embedding.tokens" if name == "embedding" else name).register_forward_hook(watch(name))
     for rows in sorted_batches(data.inputs, 8):
         batch = {name: torch.from_numpy(value) for name, value in take_rows(data.inputs, rows).items()}
-        loss(module, batch, torch.from_numpy(rows), plain).backward()  # type: ignore[no-untyped-call]
+        loss(module, batch, torch.from_numpy(rows), no_tap).backward()  # type: ignore[no-untyped-call]
         module.zero_grad(set_to_none=True)
     found: Vectors = {}
     for name in names:

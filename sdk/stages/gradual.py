@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from edgesdk.package import Package
 from edgesdk.stages.base import Context
 from edgesdk.stages.masks import Allocation, Mask, Pattern, choose
-from edgesdk.stages.targets import recovery_loss
+from edgesdk.stages.targets import recovery_loss, validation_score
 from edgesdk.stages.train import TrainingOptions, fit
-from edgesdk.stages.train_loop import _default_score
 from edgesdk.stages.units import Weights
 from edgesdk.transformer.module import Transformer, build, weights_of
 from edgesdk.transformer.spec import TransformerSpec
@@ -89,7 +88,7 @@ def train_gradually(
 
     def score(trained: Transformer) -> float:
         # A model that is not sparse yet must not be the best: it is what the training leaves.
-        return _default_score(context, trained) if schedule.finished else schedule.done - 2.0 * RISES
+        return validation_score(context, trained) if schedule.finished else schedule.done - 2.0 * RISES
 
     fit(
         module, context, options, recovery_loss(context, options), what="prune.weights", score=score,

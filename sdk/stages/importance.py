@@ -100,6 +100,7 @@ def unit_gradients(kind: Kind, package: Package, context: Context, owners: list[
 
 def layer_gradients(package: Package, context: Context, samples: int) -> NDArray[np.float64]:
     """Gradients of the loss by a mask of each layer, [rows, layers]: with mask 0 the layer's output is its input."""
+    from edgesdk.transformer.module import no_tap
 
     def attach(module: Transformer, masks: Mapping[int, Tensor]) -> Tap:
         def masked(index: int) -> Callable[..., Tensor]:
@@ -110,7 +111,7 @@ def layer_gradients(package: Package, context: Context, samples: int) -> NDArray
 
         for index, block in enumerate(module.layers):
             block.register_forward_hook(masked(index))
-        return plain
+        return no_tap
 
     layers = range(len(package.spec.layers))
     found = _gradients(package, context, samples, {index: 1 for index in layers}, attach)
@@ -145,11 +146,6 @@ def output_sensitivity(
 
     _gradients(package, context, samples, {}, attach)
     return {index: squares[index] / max(1, counts[index]) for index in owners}
-
-
-def plain(name: str, value: Tensor) -> Tensor:
-    """The tap that changes nothing."""
-    return value
 
 
 def labelled_rows(context: Context, samples: int) -> Dataset:
@@ -194,7 +190,7 @@ def _gradients(
 
     data = labelled_rows(context, samples)
     module = build(package.spec, package.weights).requires_grad_(False)
-    loss = _loss(package, context, data)
+    loss = probe_loss(package, context, data)
     masks: dict[int, Tensor] = {}
     tap = attach(module, masks)
     found: dict[int, list[NDArray[np.float64]]] = {index: [] for index in sizes}
@@ -214,7 +210,7 @@ def _gradients(
 Loss = Callable[["Transformer", "dict[str, Tensor]", "Tensor", "Tap"], "Tensor"]
 
 
-def _loss(package: Package, context: Context, data: Dataset) -> Loss:
+def probe_loss(package: Package, context: Context, data: Dataset) -> Loss:
     """The loss of the module's text, summed over the rows of a batch."""
     import torch
     from torch.nn import functional

@@ -59,6 +59,10 @@ class PruneWeights(Stage):
     options_type: ClassVar[type[Options]] = PruneWeightsOptions
     options: PruneWeightsOptions
 
+    @property
+    def trains(self) -> bool:
+        return self.options.schedule == "gradual"
+
     def requires(self, outline: Outline) -> list[str]:
         options = self.options
         if outline.scheme != "fp32":

@@ -236,13 +236,12 @@ def _encoder(
     group: int | None,
 ) -> Encoder:
     """(name, bits) → the encoding of a matrix, its row scales fit for the bias of every use. Made once for each."""
-    spec, reads, made = package.spec, inputs_of(package.spec), dict[tuple[str, int], WeightEncoding]()
+    reads, made = inputs_of(package.spec), dict[tuple[str, int], WeightEncoding]()
 
     def encoder(name: str, bits: int) -> WeightEncoding:
         if (name, bits) not in made:
             linear = name.removesuffix(".weight")
-            known = statistics is not None and linear in reads
-            moments = statistics.moments(reads[linear]) if known and statistics else None
+            moments = None if statistics is None or linear not in reads else statistics.moments(reads[linear])
             encoding = weight_encoding(package.weights[name], bits, group, moments)
             bias = package.weights.get(f"{linear}.bias")
             for activation in reads.get(linear, ()):
@@ -251,7 +250,6 @@ def _encoder(
             made[name, bits] = encoding
         return made[name, bits]
 
-    assert spec is package.spec
     return encoder
 
 

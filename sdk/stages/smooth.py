@@ -15,7 +15,7 @@ Layers that share weights are smoothed once, by the largest peaks of all their u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgesdk.transformer.spec import Layer, TransformerSpec
 
 Weights = dict[str, NDArray[np.float32]]
+Peak = Callable[[str], NDArray[np.float32]]  # part of a layer → largest |x| of each channel
 LARGEST_FACTOR = 1e3
 
 
@@ -53,9 +54,8 @@ def smooth(
 
 
 def _smooth_layer(
-    spec: TransformerSpec, layer: Layer, prefix: str, weights: Weights, peak: object, alpha: float
+    spec: TransformerSpec, layer: Layer, prefix: str, weights: Weights, peak: Peak, alpha: float
 ) -> None:
-    assert callable(peak)
     heads, kv_heads, size = layer.heads, layer.kv_heads, layer.head_size
 
     def first(part: str) -> str:

@@ -19,7 +19,7 @@ from edgesdk.errors import StageError
 from edgesdk.files import canonical_json, sha256_bytes
 from edgesdk.stages.base import Context
 from edgesdk.stages.forward import autocast, no_denormals, predict, tensors_of
-from edgesdk.stages.targets import validation_score
+from edgesdk.stages.targets import package_key, validation_score
 from edgesdk.stages.train import Loss, TrainingOptions
 from edgesdk.stages.train_batches import epoch_batches, take_rows
 from edgesdk.stages.train_optimizer import Optimizer
@@ -28,7 +28,6 @@ from edgesdk.transformer.module import Transformer
 
 __all__ = ["Training", "predict", "rate", "structural_zeros", "token_table"]
 
-_default_score = validation_score
 WARMUP = 0.1
 HEAD_FACTOR = 5.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -124,10 +123,10 @@ class Training:
             end = facts["step"] % self.per_epoch == 0 or facts["step"] == self.steps
             if end:
                 figure = self._validate(precision)
-                facts["scores"].append(figure)
+                facts["scores"].append(figure if math.isfinite(figure) else None)
                 facts["since"] += 1
                 # ">=": later weights of an equal figure have seen the lower learning rates.
-                if figure >= (-math.inf if facts["best"] is None else facts["best"]):
+                if math.isfinite(figure) and figure >= (-math.inf if facts["best"] is None else facts["best"]):
                     facts["best"], facts["since"] = figure, 0
                     best = {name: value.detach().clone() for name, value in self._state().items()}
             self._show(facts)
@@ -173,7 +172,7 @@ class Training:
 
     def _show(self, facts: Mapping[str, Any]) -> None:
         text = f"{self.what}: loss {facts['loss']:.4f}"
-        if facts["best"] is not None:
+        if facts["scores"] and facts["scores"][-1] is not None:
             text += f", score {facts['scores'][-1]:.4f}"
         self.context.progress(text, facts["step"], self.steps)
 
@@ -224,12 +223,10 @@ class Training:
 
     def _key(self) -> str:
         """Digest of everything that decides what the training does."""
-        from edgesdk.package import content_digest
-
         sets = [None if data is None else data.digest for data in (self.context.train, self.context.validation)]
         parts = [
             self.what, repr(self.module.spec), state_digest(self._state()), sorted(self.trained),
-            content_digest(self.context.teacher), self.options.model_dump(mode="json"), self.context.seed, sets,
+            package_key(self.context.teacher), self.options.model_dump(mode="json"), self.context.seed, sets,
             code_digest(), torch.__version__, self.device.type,
         ]
         return sha256_bytes(canonical_json(parts))[:32]

@@ -19,6 +19,10 @@ from torch import Tensor
 
 from edgesdk.files import atomic_folder, canonical_json, sha256_bytes
 
+# What the facts of a training hold.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "step": int, "since": int, "loss": float, "best": (float, type(None)), "scores": list, "random": str,
+}
 TENSORS, FACTS = "state.safetensors", "state.json"
 FORMAT, VERSION = "edgesdk.training", 1
 
@@ -49,6 +53,8 @@ class Checkpoint:
         except Exception:  # whatever is wrong with it: the training starts anew
             return None
         if not isinstance(facts, dict) or (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
+            return None
+        if any(not isinstance(facts.get(name), kind) for name, kind in FIELDS.items()):
             return None
         found = {name: (value.shape, value.dtype) for name, value in tensors.items()}
         wanted = {name: (value.shape, value.dtype) for name, value in expected.items()}

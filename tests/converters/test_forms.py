@@ -23,6 +23,7 @@ from edgesdk.converters.integer_share import integer_share
 from edgesdk.converters.neon.kernel_sets import AARCH64, choose
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.converters.tflite.model import translate, unsupported
+from edgesdk.errors import ConvertError
 from edgesdk.harness.worker.runtimes import OnnxRuntime
 from edgesdk.targets import Target, load_target
 from edgesdk.testing.needs import need
@@ -174,7 +175,7 @@ def run_worker(folder: Path, artifact: Artifact) -> np.ndarray:
     """Outputs of the golden rows as the worker on a board computes them."""
     from edgesdk.files import read_document
 
-    runtime = OnnxRuntime(str(folder), read_document(folder / "artifact.json", "edgesdk.artifact", 1, ValueError))
+    runtime = OnnxRuntime(str(folder), read_document(folder / "artifact.json", "edgesdk.artifact", 1, ConvertError))
     runtime.load()
     runtime.set_inputs((folder / artifact.golden.inputs).read_bytes(), artifact.golden.n)
     outputs = [runtime.infer(row) for row in range(artifact.golden.n)]
@@ -212,8 +213,6 @@ def test_exits_of_patches_make_the_work_per_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", [tflite, neon])
 def test_branches_are_refused_with_the_reason(module: object, tmp_path: Path) -> None:
-    from edgesdk.errors import ConvertError
-
     reasons = module.check(branched("w8a8").package(), board())  # type: ignore[attr-defined]
     assert [reason for reason in reasons if "early exits and gates run as branches of the ONNX artifact" in reason]
     with pytest.raises(ConvertError, match="branches of the ONNX artifact"):

@@ -407,7 +407,7 @@ def _dynamic_weight_zero_point(model: onnx.ModelProto) -> None:
 
 
 def _dynamic_scale(model: onnx.ModelProto) -> None:
-    _node(model, "layers.0.ffn.up.scale").input[0] = "layers.0.attention.input.scale"
+    _node(model, "layers.0.ffn.up.product.scale").input[0] = "layers.0.attention.input.scale"
 
 
 def _dynamic_second_reader(model: onnx.ModelProto) -> None:

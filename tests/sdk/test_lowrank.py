@@ -35,7 +35,8 @@ def test_full_rank_is_the_matrix_and_a_matrix_of_rank_r_needs_r(shape: tuple[int
 def test_activations_give_a_smaller_error_of_outputs_and_the_plain_svd_of_weights() -> None:
     random = np.random.default_rng(2)
     weight = random.normal(size=(24, 32))
-    inputs = random.normal(size=(400, 32)) @ np.diag(np.logspace(-2, 1, 32)) @ np.linalg.qr(random.normal(size=(32, 32)))[0]
+    turn = np.linalg.qr(random.normal(size=(32, 32)))[0]
+    inputs = random.normal(size=(400, 32)) @ np.diag(np.logspace(-2, 1, 32)) @ turn
     covariance = inputs.T @ inputs / len(inputs)
     errors = {}
     for name, value in {"plain": decompose(weight), "activation": decompose(weight, None, covariance)}.items():

@@ -66,7 +66,7 @@ def test_pruned_digits_recover() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"hidden": 1.0}, {"attention": 1.0}], ids=["outputs", "hidden", "attention"])
-def test_disturbed_encoder_recovers_without_labels(options: dict[str, float]) -> None:
+def test_disturbed_encoder_recovers_without_labels(options: dict[str, Any]) -> None:
     package = random_package(BERT_MEAN)
     context = random_context(package)
     random = np.random.default_rng(0)

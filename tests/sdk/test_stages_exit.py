@@ -125,9 +125,9 @@ def test_frozen_training_changes_the_exits_alone() -> None:
 
 @pytest.mark.parametrize("own", [0.0, 0.4])
 def test_loss_by_hand(own: float) -> None:
-    """Depth 4, exits at 0 and 2: weights 1, 3 and 4 of 8."""
+    """Exits at 0 and 2 have weights 1 and 3 of 4 in the part of the exits."""
     package = random_package(dataclasses.replace(BERT, layers=BERT.layers * 2))
-    stage, context = ExitEarly(ExitEarlyOptions(layers="0,2", own=own)), random_context(package)
+    stage, context = ExitEarly(ExitEarlyOptions(layers="0,2", own=own, last=0.7)), random_context(package)
     spec = stage.ensures(outline_of(package, True)).spec
     weights = {f"layers.{i}.exit.{part}": package.weights[f"classifier.{part}"]
                for i in (0, 2) for part in ("weight", "bias")}
@@ -143,13 +143,13 @@ def test_loss_by_hand(own: float) -> None:
     def part(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return classification_loss(logits, target, labels, stage.options)
 
-    expected = 4 * part(trace.output, teacher)
+    expected = 0.7 * part(trace.output, teacher)
     for index in (0, 2):
         mixed = (1 - own) * part(trace.exits[index], teacher)
         mixed = mixed + own * part(trace.exits[index], trace.output.detach())
-        expected = expected + (index + 1) * mixed
+        expected = expected + 0.3 * (index + 1) / 4 * mixed
     found = exit_loss(context, stage.options)(module, batch, rows)
-    torch.testing.assert_close(found, expected / 8, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- exit.thresholds --------------------------------------------------------------------------------------------------

@@ -165,10 +165,10 @@ def _with_equal_heads(spec: TransformerSpec, same: list[list[int]], turn: bool) 
     """Key/value heads of each group made equal (turned at random where `turn`); of layer 0."""
     package, random = random_package(spec), np.random.default_rng(5)
     layer, changed = spec.layers[0], {}
-    for part in ("query", "key", "value"):
+    for part in ("key", "value"):
         for suffix in ("weight", "bias"):
-            changed[f"layers.0.attention.{part}.{suffix}"] = package.weights[f"layers.0.attention.{part}.{suffix}"].copy()
-    output = changed["layers.0.attention.output.weight"] = package.weights["layers.0.attention.output.weight"].copy()
+            name = f"layers.0.attention.{part}.{suffix}"
+            changed[name] = package.weights[name].copy()
     size = layer.head_size
     for group in same:
         for head in group:
@@ -178,8 +178,6 @@ def _with_equal_heads(spec: TransformerSpec, same: list[list[int]], turn: bool) 
                 for suffix in ("weight", "bias"):
                     old = package.weights[f"layers.0.attention.{part}.{suffix}"]
                     changed[f"layers.0.attention.{part}.{suffix}"][place] = rotated @ old[source]
-            del output
-            output = changed["layers.0.attention.output.weight"]
     return with_weights(package, **changed)
 
 
@@ -209,7 +207,8 @@ def test_arranging_heads_changes_nothing(spec: TransformerSpec) -> None:
         sample = np.c_[random.normal(size=(40, 16)), np.ones(40)]
         groups = arrange(spec, weights, index, 2, sample.T @ sample / 40)
         assert sorted(head for group in groups for head in group) == [0, 1, 2, 3]
-    assert not np.array_equal(weights["layers.1.attention.key.weight"], package.weights["layers.1.attention.key.weight"])
+    key = "layers.1.attention.key.weight"
+    assert not np.array_equal(weights[key], package.weights[key])
     inputs = random_inputs(spec, 6, 9)
     expected = run(build(spec, package.weights), inputs)
     np.testing.assert_allclose(run(build(spec, weights), inputs), expected, atol=1e-4)
@@ -219,8 +218,9 @@ def test_neighbours_are_plain_means() -> None:
     package = random_package(dataclasses.replace(BERT, layers=(LAYER,)))
     made = _apply(_heads(2, grouping="neighbours"), package)
     for part in ("key", "value"):
-        old = package.weights[f"layers.0.attention.{part}.weight"].reshape(2, 2, 4, 16)
-        np.testing.assert_allclose(made.weights[f"layers.0.attention.{part}.weight"].reshape(2, 4, 16), old.mean(1), atol=1e-7)
+        name = f"layers.0.attention.{part}.weight"
+        old = package.weights[name].reshape(2, 2, 4, 16)
+        np.testing.assert_allclose(made.weights[name].reshape(2, 4, 16), old.mean(1), atol=1e-7)
     for part in ("query", "output"):
         name = f"layers.0.attention.{part}.weight"
         np.testing.assert_array_equal(made.weights[name], package.weights[name])

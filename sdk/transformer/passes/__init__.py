@@ -11,28 +11,38 @@ and NEON fuse what suits their kernels themselves.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import onnx
+from typing import TYPE_CHECKING
 
 from edgesdk.errors import PackageError
-from edgesdk.transformer.passes.fold_constants import fold_constants
-from edgesdk.transformer.passes.layout import drop_identities, merge_reshapes
-from edgesdk.transformer.passes.merge_qkv import merge_qkv
 from edgesdk.transformer.spec import TransformerSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 FUSE_QUANTIZED = "fuse_quantized"
 
 
 @dataclass(frozen=True)
 class Pass:
-    """`apply` rewrites a graph; `objection` says why the pass changes nothing in a graph of this spec and scheme, or is
-    None. Not `by_default`: graphs as EdgeSDK writes them give it nothing to do, other passes and stages may."""
+    """`objection` says why the pass changes nothing in a graph of this spec and scheme, or is None. Not `by_default`:
+    graphs as EdgeSDK writes them give it nothing to do, other passes may. `module` holds the function `name`, and is
+    loaded on first use, since plans ask for objections only; None where the package's graph stays as it is."""
 
-    apply: Callable[[onnx.ModelProto], onnx.ModelProto]
+    name: str
+    module: str | None
     objection: Callable[[TransformerSpec, str], str | None]
     by_default: bool = True
+
+    def apply(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The rewritten graph; `model` is left alone."""
+        if self.module is None:
+            return model
+        function = getattr(importlib.import_module(f"edgesdk.transformer.passes.{self.module}"), self.name)
+        rewritten: onnx.ModelProto = function(model)
+        return rewritten
 
 
 def _no_float_query(spec: TransformerSpec, scheme: str) -> str | None:
@@ -63,11 +73,14 @@ def _nothing_gained(spec: TransformerSpec, scheme: str) -> str | None:
 
 
 PASSES: dict[str, Pass] = {
-    "fold_constants": Pass(fold_constants, _no_float_query),
-    "merge_qkv": Pass(merge_qkv, _no_plain_projections),
-    "drop_identities": Pass(drop_identities, lambda spec, scheme: None, by_default=False),
-    "merge_reshapes": Pass(merge_reshapes, lambda spec, scheme: None, by_default=False),
-    FUSE_QUANTIZED: Pass(lambda model: model, _nothing_gained),
+    entry.name: entry
+    for entry in (
+        Pass("fold_constants", "fold_constants", _no_float_query),
+        Pass("merge_qkv", "merge_qkv", _no_plain_projections),
+        Pass("drop_identities", "layout", lambda spec, scheme: None, by_default=False),
+        Pass("merge_reshapes", "layout", lambda spec, scheme: None, by_default=False),
+        Pass(FUSE_QUANTIZED, None, _nothing_gained),
+    )
 }
 """In the order in which they are best applied."""
 
