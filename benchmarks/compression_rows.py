@@ -128,8 +128,8 @@ def ptq(what: str, **options: Any) -> Row:
     return Row(what, "quantize.ptq", "family-quantize", stages=({"stage": "quantize.ptq", **options},))
 
 
-EXITS: StageText = {"stage": "exit.early", "epochs": 2, "learning_rate": 1e-4}
-THRESHOLDS: StageText = {"stage": "exit.thresholds", "risk": 0.005}
+EXITS: StageText = {"stage": "exit.early", "epochs": 6, "learning_rate": 2e-4}
+THRESHOLDS: StageText = {"stage": "exit.thresholds", "risk": 0.004}
 PTQ_W4A8 = "w4a8 static, nearest"
 
 FAMILIES: tuple[Row, ...] = (

@@ -18,6 +18,7 @@ from edgesdk.errors import Unmeasured
 from edgesdk.files import canonical_json, write_atomic
 from edgesdk.record import BuildRecord
 from edgesdk.reports import charts, view
+from edgesdk.reports.lineage import lineage
 from edgesdk.select import Selection, select
 from edgesdk.store import Store
 
@@ -59,7 +60,7 @@ def report_context(record: BuildRecord, selection: Selection, build: int) -> dic
     return {
         "record": record, "selection": selection, "build": build, "rows": rows,
         "columns": view.columns(rows, record.metric),
-        "banner": view.banner(record), "tiles": view.tiles(record, selection), "lineage": view.lineage(record),
+        "banner": view.banner(record), "tiles": view.tiles(record, selection), "lineage": lineage(record),
         "not_measured": view.not_measured(record), "facts": view.facts(record.facts),
         "methods": view.methods(record), "command": view.reproduce(record), "baseline": view.baseline(record),
         "pareto": [charts.pareto(rows, record.emulated, floor, *size) for size in (WIDE, NARROW)],

@@ -14,7 +14,7 @@ from edgesdk import units
 from edgesdk.bounds import wilson_lower95
 from edgesdk.figures import judged, missing
 from edgesdk.goals import parse_goals
-from edgesdk.record import BuildRecord, CandidateRecord, StageRecord
+from edgesdk.record import BuildRecord, CandidateRecord
 from edgesdk.select import Selection, baseline_accuracy, floor_accuracy, interval, unproven
 
 BADGES = {"measured": "M", "emulated": "E", "predicted": "P", "unmeasured": ""}
@@ -180,30 +180,6 @@ def instruction_classes(table: list[Row]) -> tuple[list[str], list[tuple[Row, li
     return names, [(row, [units.count(row.classes.get(name, 0)) for name in names]) for row in table if row.classes]
 
 
-def lineage(record: BuildRecord) -> list[dict[str, Any]]:
-    """Per recipe its steps: each with figures, the change against the step before, and shares (percent of the
-    largest) for the bars."""
-    recipes = []
-    for recipe, stages in record.lineage.items():
-        if not stages:
-            continue
-        artifacts = [
-            f"{candidate.converter} {units.size(candidate.bytes)}"
-            for candidate in record.candidates
-            if candidate.recipe == recipe and candidate.bytes is not None
-        ]
-        first = stages[0].before
-        start = StageRecord("start", first, first)
-        largest = {key: max(_known(stages, key), default=0) for key in ("bytes", "macs")}
-        recipes.append({
-            "name": recipe,
-            "steps": [_step(stage, largest) for stage in (start, *stages)],
-            "artifacts": artifacts,
-            "seconds": units.seconds(sum(stage.seconds or 0 for stage in stages)),
-        })
-    return recipes
-
-
 def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Facts of the board as (dotted name, text)."""
     flat: list[tuple[str, str]] = []
@@ -222,30 +198,6 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def reproduce(record: BuildRecord) -> str:
     """The command that makes this build again, quoted for a shell."""
     return shlex.join(record.command)
-
-
-def _known(stages: tuple[StageRecord, ...], key: str) -> list[int]:
-    figures = [figures for stage in stages for figures in (stage.before, stage.after)]
-    return [value for value in (getattr(entry, key) for entry in figures) if value is not None]
-
-
-def _step(stage: StageRecord, largest: Mapping[str, int]) -> dict[str, Any]:
-    before, after = stage.before, stage.after
-    lost = None
-    if before.accuracy is not None and after.accuracy is not None and stage.stage != "start":
-        lost = after.accuracy - before.accuracy
-    return {
-        "stage": stage.stage,
-        "options": ", ".join(f"{key} {value}" for key, value in stage.options.items()),
-        "bytes": units.size(after.bytes),
-        "macs": units.count(after.macs),
-        "parameters": units.count(after.parameters),
-        "accuracy": units.percent(after.accuracy),
-        "change": "" if lost is None else units.points(lost),
-        "seconds": "" if stage.stage == "start" else units.seconds(stage.seconds),
-        "bytes_share": 100 * (after.bytes or 0) / (largest["bytes"] or 1),
-        "macs_share": 100 * (after.macs or 0) / (largest["macs"] or 1),
-    }
 
 
 def _row(number: int, candidate: CandidateRecord, record: BuildRecord, selection: Selection) -> Row:

@@ -66,13 +66,16 @@ def _stages(result: Compressed, metric: str) -> tuple[StageRecord, ...]:
     """The waterfall of one recipe: the last lineage entries are those of its stages."""
     count = len(result.recipe.stages)
     entries: Sequence[LineageEntry] = result.package.lineage[-count:] if count else ()
+
+    def figures(size: int, parameters: int, macs: int, metrics: Mapping[str, float]) -> Figures:
+        work = {name: value for name, value in metrics.items() if name != metric}
+        return Figures(size, parameters, macs, metrics.get(metric), work)
+
     return tuple(
         StageRecord(
             stage=entry.stage,
-            before=Figures(
-                entry.bytes_before, entry.parameters_before, entry.macs_before, entry.metrics_before.get(metric)
-            ),
-            after=Figures(entry.bytes_after, entry.parameters_after, entry.macs_after, entry.metrics_after.get(metric)),
+            before=figures(entry.bytes_before, entry.parameters_before, entry.macs_before, entry.metrics_before),
+            after=figures(entry.bytes_after, entry.parameters_after, entry.macs_after, entry.metrics_after),
             seconds=seconds,
             options=entry.parameters,
         )

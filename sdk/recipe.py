@@ -41,7 +41,8 @@ class _Document(BaseModel):
 @dataclass(frozen=True)
 class Recipe:
     """A recipe that can run: its stages hold validated options. `goals` are those it asks for, as text. `default`:
-    whether a build that names no recipe tries it; those that train for long are asked for by name."""
+    whether a build that names no recipe tries it; those that train for long are asked for by name. `lines`: the lines
+    of its file at which the stages begin, for messages."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -49,6 +50,12 @@ class Recipe:
     goals: Mapping[str, str] = dataclasses.field(default_factory=dict)
     description: str = ""
     default: bool = True
+    lines: tuple[int, ...] = ()
+
+    def where(self, index: int) -> str:
+        """Where a stage stands, such as `stages[1] (line 9) prune.neurons`."""
+        line = f" (line {self.lines[index]})" if self.lines else ""
+        return f"stages[{index}]{line} {self.stages[index].name}"
 
     @property
     def digest(self) -> str:
@@ -106,7 +113,7 @@ def check_recipe(recipe: Recipe, outline: Outline) -> tuple[list[str], Outline]:
     for index, stage in enumerate(recipe.stages):
         reasons = stage.requires(outline)
         if reasons:
-            return [f"recipe {recipe.name}: stages[{index}] {stage.name}: {reason}" for reason in reasons], outline
+            return [f"recipe {recipe.name}: {recipe.where(index)}: {reason}" for reason in reasons], outline
         outline = stage.ensures(outline)
     return [], outline
 
@@ -121,7 +128,11 @@ def _parse(text: str, name: str, where: str) -> list[Recipe]:
     except ValidationError as problem:
         raise _config_error(f"recipe {where}", problem, list(_Document.model_fields)) from problem
     recipes: list[Recipe] = []
-    entries = [_expand(entry, index, where) for index, entry in enumerate(document.stages)]
+    lines = _lines(text)
+    entries = [
+        _expand(entry, f"recipe {where}: stages[{index}]" + (f" (line {lines[index]})" if lines else ""))
+        for index, entry in enumerate(document.stages)
+    ]
     _check_size([len(entry) for entry in entries], f"recipe {where}")
     for choice in itertools.product(*entries):
         # The name becomes a file name, and a searched value (a scope) is any text.
@@ -130,7 +141,7 @@ def _parse(text: str, name: str, where: str) -> list[Recipe]:
             Recipe(
                 name + (f"[{','.join(labels)}]" if labels else ""),
                 tuple(stage for _, stage in choice), document.seed, document.goals, document.description,
-                document.default,
+                document.default, lines,
             )
         )
     names = [recipe.name for recipe in recipes]
@@ -140,6 +151,16 @@ def _parse(text: str, name: str, where: str) -> list[Recipe]:
     return recipes
 
 
+def _lines(text: str) -> tuple[int, ...]:
+    """The lines, from 1, at which the entries of `stages` begin; empty where they cannot be told."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if isinstance(root, yaml.MappingNode):
+        for key, value in root.value:
+            if key.value == "stages" and isinstance(value, yaml.SequenceNode):
+                return tuple(entry.start_mark.line + 1 for entry in value.value)
+    return ()
+
+
 def _check_size(counts: Sequence[int], where: str) -> None:
     if math.prod(counts) > MOST_RECIPES:
         raise ConfigError(
@@ -147,9 +168,8 @@ def _check_size(counts: Sequence[int], where: str) -> None:
         )
 
 
-def _expand(entry: Mapping[str, Any], index: int, where: str) -> list[tuple[str, Stage]]:
+def _expand(entry: Mapping[str, Any], at: str) -> list[tuple[str, Stage]]:
     """The stages that one entry stands for, each with a label of its searched values (empty without a search)."""
-    at = f"recipe {where}: stages[{index}]"
     values = dict(entry)
     name = values.pop("stage", None)
     if not isinstance(name, str) or name not in STAGES:

@@ -38,12 +38,14 @@ class BaselineRecord:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a stage changes: bytes of the package's model, parameters, multiply-accumulates, accuracy (fraction)."""
+    """What a stage changes: bytes of the package's model, parameters, multiply-accumulates in the worst case, accuracy
+    (fraction). `work` holds what `edgesdk.dynamic_report.dynamic_metrics` says where the work depends on the input."""
 
     bytes: int | None = None
     parameters: int | None = None
     macs: int | None = None
     accuracy: float | None = None
+    work: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

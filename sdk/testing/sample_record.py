@@ -88,11 +88,17 @@ def _lineage() -> dict[str, tuple[StageRecord, ...]]:
     pruned = Figures(409_900, 101_130, 1_711_104, 0.8139)
     distilled = Figures(409_900, 101_130, 1_711_104, 0.9694)
     small = Figures(115_300, 101_130, 1_711_104, 0.9667)
+    leaving = {"macs_mean": 1.2e6, "macs_p50": 9e5, "macs_p90": 2.6e6, "macs_p99": 2.6e6, "macs_share": 0.47,
+               "left.0": 0.625, "left.2": 0.375, "runs.1": 0.8}
+    exits = Figures(168_900, 152_050, 2_600_000, 0.9722, leaving)
     ptq = {"scheme": "w8a8", "calibrator": "percentile"}
     return {
         "fp32": (),
         "int8": (StageRecord("quantize.ptq", whole, int8, 1.9, ptq),),
-        "int8-dynamic": (StageRecord("quantize.ptq", whole, int8, 0.4, {"scheme": "w8a8-dynamic"}),),
+        "int8-dynamic": (
+            StageRecord("quantize.ptq", whole, int8, 0.4, {"scheme": "w8a8-dynamic"}),
+            StageRecord("exit.thresholds", int8, exits, 0.7, {"risk": 0.004, "criterion": None}),
+        ),
         "small": (
             StageRecord("prune.neurons", whole, pruned, 0.6, {"keep": 0.5, "scope": "layers.*.ffn"}),
             StageRecord("distill", pruned, distilled, 21.4, {"temperature": 4, "alpha": 0.3, "epochs": 8}),

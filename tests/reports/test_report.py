@@ -144,3 +144,11 @@ def test_page_forbids_itself_scripts_and_requests(tmp_path: Path) -> None:
     assert "default-src 'none'; style-src 'unsafe-inline'\">" in text
     assert "http" not in text.replace("http-equiv", "")
     assert "prefers-color-scheme: dark" in text and "@media (max-width" in text
+
+
+def test_work_of_a_dynamic_package_is_told_whole(tmp_path: Path) -> None:
+    page = write(tmp_path, sample_record(tmp_path / "raw"))
+    for text in (page.read_text(encoding="utf-8"), (page.parent / "report.md").read_text(encoding="utf-8")):
+        for part in ("mean 1.20 M (47.0 % of every layer)", "p50 900 k", "p99 2.60 M", "62.5 % leave after layer 0",
+                     "37.5 % leave after layer 2", "80.0 % run layer 1"):
+            assert part in text.replace("\u00a0", " ").replace("\u202f", " "), part

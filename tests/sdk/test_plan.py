@@ -60,7 +60,7 @@ def test_stage_in_the_wrong_order_is_refused_with_its_position(tmp_path: Path) -
     )
     plan = make_plan(_request(recipes=[str(recipe)]))
     (reason,) = plan["reasons"]
-    assert "stages[1] prune.neurons" in reason
+    assert "stages[1] (line " in reason and ") prune.neurons: " in reason
     assert plan["candidates"][0]["reasons"] == [reason]
 
 

@@ -65,7 +65,7 @@ class TestQuantizePtqDynamic(StageTestCase):
 def test_every_stage_has_its_suite() -> None:
     """Some file beside this one makes the stage and has a conformance suite."""
     files = [path.read_text() for path in Path(__file__).parent.glob("test_stages*.py")]
-    suites = [text for text in files if re.search(r"^class Test\w+\((Stage|\w+)TestCase\):", text, re.MULTILINE)]
+    suites = [text for text in files if re.search(r"^class \w+\(StageTestCase\):", text, re.MULTILINE)]
     for stage in STAGES.values():
         assert any(f" {stage.__name__}(" in text for text in suites), stage.name
 
