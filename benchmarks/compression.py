@@ -9,7 +9,7 @@ whole table takes up to three CPU hours; everything is kept in the cache, so a k
 
 Parts run apart: `teacher`; the goals' presets `goal-a` … `goal-e`, `goal-fast`, `banking-a` … `banking-c`; families
 `family-prune` … ; then `latency`, `test` and `table`. Recipes are chosen by what they keep on held-out rows, which
-each part prints. `test` first writes the digests of all recipes and made files down (the freeze), then reads the test
+each part prints; rows that prove the promises of exits are never among them. `test` first writes the digests of all recipes and made files down (the freeze), then reads the test
 split; when anything changed since, it refuses, and `--thaw` goes on and leaves a record in the results.
 """
 
@@ -17,16 +17,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from compression_cpu import CpuBook
 from compression_data import read_banking, read_clinc
+from compression_jobs import make_all
+from compression_progress import Lines, shown_progress
 from compression_rows import BANKING, CLINC, ROWS, parts
 from compression_run import Bench
 from compression_table import write_page, write_results
 from compression_teacher import Subject, check_model, make_subject
 
-from edgesdk.cli.output import progress_bar, say
+from edgesdk.cli.output import say
 from edgesdk.errors import EdgeSDKError
 from edgesdk.stages import Progress
 from edgesdk.stages.train import TrainingOptions
@@ -44,7 +49,7 @@ def main() -> int:
         return 0
     wanted = asked.only or parts()
     try:
-        with progress_bar() as progress:
+        with shown_progress() as progress:
             return run(asked, wanted, progress)
     except EdgeSDKError as problem:
         say(f"error: {problem}")
@@ -54,6 +59,29 @@ def main() -> int:
 def run(asked: argparse.Namespace, wanted: list[str], progress: Progress) -> int:
     """Teacher, rows, latency, test, table: those of them that are wanted."""
     check_model(asked.model)
+    bench = opened(asked, wanted, progress)
+    chosen = [row for row in bench.rows if row.part in wanted]
+    done = make_all(chosen, asked.jobs, partial(opened_quietly, asked, wanted), bench)
+    if "latency" in wanted:
+        for row in bench.rows:
+            bench.latency(row)
+    if "test" in wanted:
+        for corpus in bench.subjects:
+            bench.freeze(corpus, asked.thaw)
+        for row in bench.rows:
+            bench.test(row)
+    if "table" in wanted:
+        write_results(bench, bench.cache / "compression.json" if trial(asked) else None)
+        if trial(asked):
+            say("a trial (--epochs-scale, --rows): its results stay in the cache")
+        else:
+            write_page()
+    return 0 if all(done) else 1
+
+
+def opened(asked: argparse.Namespace, wanted: list[str], progress: Progress) -> Bench:
+    """The benchmark with the teachers that the wanted parts need, and their rows; one thread from here on."""
+    torch.set_num_threads(1)
     rows = tuple(row for row in ROWS if row.corpus == CLINC or asked.banking is not None)
     # A part of Banking77 alone need not wait for the other teacher.
     needed = {row.corpus for row in rows if row.part in wanted}
@@ -61,23 +89,23 @@ def run(asked: argparse.Namespace, wanted: list[str], progress: Progress) -> int
         needed = {row.corpus for row in rows}
     subjects = {name: subject(name, asked, progress) for name in (CLINC, BANKING) if name in needed}
     rows = tuple(row for row in rows if row.corpus in subjects)
-    bench = Bench(subjects, rows, asked.cache, asked.epochs_scale, asked.seed, progress)
-    done = [bench.make(row) for row in rows if row.part in wanted]
-    if "latency" in wanted:
-        for row in rows:
-            bench.latency(row)
-    if "test" in wanted:
-        bench.freeze(asked.thaw)
-        for row in rows:
-            bench.test(row)
-    if "table" in wanted:
-        trial = asked.epochs_scale != 1.0 or asked.rows is not None
-        write_results(bench, asked.cache / "compression.json" if trial else None)
-        if trial:
-            say("a trial (--epochs-scale, --rows): its results stay in the cache")
-        else:
-            write_page()
-    return 0 if all(done) else 1
+    return Bench(subjects, rows, cache_of(asked), asked.epochs_scale, asked.seed, progress)
+
+
+def opened_quietly(asked: argparse.Namespace, wanted: list[str]) -> Bench:
+    """The same in a process of its own."""
+    return opened(asked, wanted, Lines())
+
+
+def trial(asked: argparse.Namespace) -> bool:
+    """Whether the run only tries out: its figures are no results."""
+    return asked.epochs_scale != 1.0 or asked.rows is not None
+
+
+def cache_of(asked: argparse.Namespace) -> Path:
+    """The cache; each kind of trial has one of its own below, so that no figure of a trial is taken for a result."""
+    folder: Path = asked.cache
+    return folder / f"trial-rows-{asked.rows}-epochs-{asked.epochs_scale:g}" if trial(asked) else folder
 
 
 def subject(name: str, asked: argparse.Namespace, progress: Progress) -> Subject:
@@ -86,8 +114,9 @@ def subject(name: str, asked: argparse.Namespace, progress: Progress) -> Subject
     if asked.rows is not None:
         corpus = corpus.limited(asked.rows)
     options = TEACHER.model_copy(update={"epochs": TEACHER_EPOCHS[name] * asked.epochs_scale})
-    book = CpuBook(asked.cache / "cpu")
-    found = make_subject(corpus, asked.model, options, asked.seed, asked.cache, book, progress)
+    cache = cache_of(asked)
+    book = CpuBook(cache / "cpu")
+    found = make_subject(corpus, asked.model, options, asked.seed, cache, book, progress, asked.rows)
     baseline = found.teacher.baseline
     say(
         f"{name}: {len(corpus.train)} training rows, sequence {found.teacher.sequence}, teacher "
@@ -110,10 +139,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs-scale", type=float, default=1.0, metavar="X",
                         help="all epochs times X: a trial, whose results stay in the cache")
     parser.add_argument("--rows", type=int, metavar="N", help="at most N rows of each split: likewise a trial")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N",
+                        help="make rows in N processes at once, one thread each (default: 1); each takes about 2.5 GB")
     parser.add_argument("--thaw", action="store_true", help="test although recipes changed since the freeze; recorded")
     asked = parser.parse_args()
     if asked.data is not None and asked.model is None:
         parser.error("--data needs --model: the folder of all-MiniLM-L6-v2")
+    if not 1 <= asked.jobs <= 64:
+        parser.error("--jobs must be from 1 to 64")
     if not 0 < asked.epochs_scale <= 100 or (asked.rows is not None and asked.rows < 100):
         parser.error("--epochs-scale must be above 0 and at most 100, --rows at least 100")
     return asked

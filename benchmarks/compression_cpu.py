@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,9 +34,21 @@ class CpuBook:
         """Book the CPU seconds (children that ended included) of the block, which gets a function that makes a progress
         callback note them on the way.
 
-        To what a killed run noted they are added. Work that was finished before is mostly read back from a cache: the
-        larger figure stays.
+        To what a killed or failed run noted they are added. Work that was finished before is mostly read back from a
+        cache: the larger figure stays. Another process that wants the same work waits until it is there.
         """
+        with self._alone(what):
+            yield from self._measured(what)
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        path = self._path(what).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # ends with the stream, and with the process
+            yield
+
+    def _measured(self, what: str) -> Iterator[Callable[[Progress], Progress]]:
         known, start = self._read(what), cpu_seconds()
         finished = bool(known.get("finished"))
         before = 0.0 if finished else float(known.get("seconds", 0.0))
@@ -51,9 +64,16 @@ class CpuBook:
 
             return report
 
-        yield watched
-        spent = before + cpu_seconds() - start
-        self._write(what, max(spent, float(known["seconds"])) if finished else spent, True)
+        done = False
+        try:
+            yield watched
+            done = True
+        finally:
+            spent = before + cpu_seconds() - start
+            if not finished:
+                self._write(what, spent, done)
+            elif done:
+                self._write(what, max(spent, float(known["seconds"])), True)
 
     def _read(self, what: str) -> dict[str, Any]:
         path = self._path(what)

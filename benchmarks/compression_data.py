@@ -21,9 +21,10 @@ from edgesdk.tokenizer import Tokenizer
 
 SEQUENCE_SHARE, LONGEST = 0.999, 64
 CALIBRATION_ROWS = 256
-# Of CLINC150's validation rows: a third chooses weights, the rest holds promises (thresholds of exits).
-CLINC_VALIDATION = 1 / 3
-# Banking77 has no validation rows: a tenth of its training rows is held out.
+# Of CLINC150's validation rows: half proves promises (thresholds of exits) and is never printed; of the other half one
+# half chooses weights while training, and the other the recipes.
+CLINC_HOLDOUT, CLINC_CHOICE = 1 / 2, 1 / 2
+# Banking77 has no validation rows: a tenth of its training rows is held out. No recipe is chosen on it.
 BANKING_VALIDATION = 0.1
 
 
@@ -44,6 +45,10 @@ class Texts:
         """All rows in random order: the files are sorted by class, and the first rows of a data set calibrate."""
         return self.take(np.random.default_rng(seed).permutation(len(self)))
 
+    def joined(self, more: Texts) -> Texts:
+        """These rows, then `more`."""
+        return Texts((*self.texts, *more.texts), np.concatenate([self.labels, more.labels]))
+
     def split(self, share: float, seed: int) -> tuple[Texts, Texts]:
         """(rest, part) with round(share · N) rows in `part`, every class with its share."""
         numbers = Dataset({"row": np.arange(len(self))}, self.labels)
@@ -53,13 +58,20 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A data set without its test split. `holdout` (nobody trains or chooses on it) is empty where there are too few
-    rows for one; `read_test` opens the test split."""
+    """A data set without its test split.
+
+    Attributes:
+        validation: chooses weights while training.
+        choice: recipes are chosen by figures on it, nothing trains on it; None where no recipe is chosen.
+        holdout: proves promises, no figure on it is printed; None where there are too few rows for one.
+        read_test: opens the test split.
+    """
 
     name: str
     labels: tuple[str, ...]
     train: Texts
     validation: Texts
+    choice: Texts | None
     holdout: Texts | None
     read_test: Callable[[], Texts]
 
@@ -69,10 +81,10 @@ class Corpus:
         def cut(texts: Texts) -> Texts:
             return texts if len(texts) <= rows else texts.split(rows / len(texts), 0)[1].shuffled(0)
 
-        holdout = None if self.holdout is None else cut(self.holdout)
+        choice, holdout = (None if texts is None else cut(texts) for texts in (self.choice, self.holdout))
         read_test = self.read_test
         return Corpus(
-            self.name, self.labels, cut(self.train), cut(self.validation), holdout, lambda: cut(read_test())
+            self.name, self.labels, cut(self.train), cut(self.validation), choice, holdout, lambda: cut(read_test())
         )
 
 
@@ -89,10 +101,11 @@ def read_clinc(folder: Path, seed: int) -> Corpus:
 
     train = rows("train")
     names = _names(train)
-    holdout, validation = _texts(rows("val"), names, path).split(CLINC_VALIDATION, seed)
+    rest, holdout = _texts(rows("val"), names, path).split(CLINC_HOLDOUT, seed)
+    validation, choice = rest.split(CLINC_CHOICE, seed)
     return Corpus(
         "clinc150", names, _texts(train, names, path).shuffled(seed), validation.shuffled(seed),
-        holdout.shuffled(seed), lambda: _texts(rows("test"), names, path).shuffled(seed),
+        choice.shuffled(seed), holdout.shuffled(seed), lambda: _texts(rows("test"), names, path).shuffled(seed),
     )
 
 
@@ -116,7 +129,7 @@ def read_banking(folder: Path, seed: int) -> Corpus:
     names = _names(every)
     train, validation = _texts(every, names, folder / "train.csv").split(BANKING_VALIDATION, seed)
     return Corpus(
-        "banking77", names, train.shuffled(seed), validation.shuffled(seed), None,
+        "banking77", names, train.shuffled(seed), validation.shuffled(seed), None, None,
         lambda: _texts(rows("test"), names, folder / "test.csv").shuffled(seed),
     )
 

@@ -16,12 +16,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgesdk.data import Dataset
-from edgesdk.dynamic_report import dynamic_figures, is_dynamic, lengths_of, row_macs
+from edgesdk.dynamic_report import dynamic_figures, lengths_of, row_macs
 from edgesdk.encode import encoded_for
 from edgesdk.package import Package
+from edgesdk.stages.base import Progress, silent
+from edgesdk.transformer.spec import is_dynamic
 
 RESAMPLES = 20_000
 LATENCY_ROWS, WARM_UP_ROWS, LATENCY_PASSES = 200, 20, 3
+LOADS = 3
 Array = NDArray[Any]
 Answers = NDArray[np.int64]
 
@@ -44,7 +47,7 @@ def session(model: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def answers(model: Path, package: Package, data: Dataset) -> Answers:
+def answers(model: Path, package: Package, data: Dataset, progress: Progress = silent) -> Answers:
     """The class that the file answers for each row, int64 [N].
 
     Rows run at their real lengths, so nothing is padded: one by one where scales or branches depend on the input,
@@ -54,7 +57,10 @@ def answers(model: Path, package: Package, data: Dataset) -> Answers:
     running = session(model)
     alone = package.scheme.endswith("-dynamic") or is_dynamic(package.spec)
     found = np.empty(len(rows), np.int64)
+    done = 0
     for chosen, inputs in unpadded(rows, package, 1 if alone else 64):
+        progress("rows", done, len(rows))
+        done += len(chosen)
         found[chosen] = running.run(None, inputs)[0].argmax(-1)
     return found
 
@@ -107,19 +113,23 @@ def _text_keys(shares: Mapping[int, float]) -> dict[str, float]:
 
 
 def latency_ratio(
-    model: Path, package: Package, base: Path, teacher: Package, data: Dataset, seed: int
+    model: Path, package: Package, base: Path, teacher: Package, data: Dataset, seed: int,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """CPU time of the file against that of the fp32 file: one thread, one row at its real length, both in this
-    process and by turns. `ratio` is the median over rows of the two best times; `ci95` a bootstrap of that median."""
+    process and by turns. `ratio` is the median over rows of the two best times; `ci95` a bootstrap of that median. `load`
+    is the same for making the session."""
     sample = data.take(np.random.default_rng(seed).permutation(len(data))[: LATENCY_ROWS + WARM_UP_ROWS])
     pairs = [
         (session(model), [inputs for _, inputs in _one_by_one(encoded_for(package, sample), package)]),
         (session(base), [inputs for _, inputs in _one_by_one(encoded_for(teacher, sample), teacher)]),
     ]
+    load = _load_ms(model, base)
     count = len(pairs[0][1])
     times = np.full((2, count), np.inf)
     for turn in range(LATENCY_PASSES):
         for row in range(count):
+            progress("rows", turn * count + row, LATENCY_PASSES * count)
             for which in (0, 1) if (row + turn) % 2 else (1, 0):
                 running, inputs = pairs[which]
                 start = time.process_time_ns()
@@ -132,7 +142,19 @@ def latency_ratio(
     return {
         "ratio": float(np.median(ratios)), "ci95": [float(low), float(high)],
         "ms": float(np.median(times[0]) / 1e6), "fp32_ms": float(np.median(times[1]) / 1e6),
+        "load": load[0] / load[1], "load_ms": load[0], "fp32_load_ms": load[1],
     }
+
+
+def _load_ms(model: Path, base: Path) -> list[float]:
+    """CPU milliseconds to make a session of each file: the best of some, by turns."""
+    best = [np.inf, np.inf]
+    for _ in range(LOADS):
+        for which, path in enumerate((model, base)):
+            start = time.process_time_ns()
+            session(path)
+            best[which] = min(best[which], (time.process_time_ns() - start) / 1e6)
+    return best
 
 
 def _one_by_one(data: Dataset, package: Package) -> list[tuple[int, dict[str, Array]]]:

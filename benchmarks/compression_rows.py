@@ -25,15 +25,16 @@ StageText = Mapping[str, Any]
 @dataclass(frozen=True)
 class Goal:
     """`size`, `kept`, `macs` (mean at real lengths, of the fp32 model), `encoder` (parameters of the layers, of the
-    fp32 model): percent, at most or at least `limit`. `over`: kept points above those of the row `than`."""
+    fp32 model): percent, at most or at least `limit`. `over`: kept points above those of the row `than`;
+    `over-best`: above the best row of the family `than` that has the same scheme."""
 
-    figure: Literal["size", "kept", "macs", "encoder", "over"]
+    figure: Literal["size", "kept", "macs", "encoder", "over", "over-best"]
     limit: float
     than: str = ""
 
     @property
     def at_least(self) -> bool:
-        return self.figure in ("kept", "over")
+        return self.figure in ("kept", "over", "over-best")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def distill(epochs: float, learning_rate: float = 3e-4) -> StageText:
 
 
 INT8: StageText = {"stage": "quantize.ptq", "scheme": "w8a8-dynamic"}
+FUSE: StageText = {"stage": "optimize", "passes": "fuse_quantized"}
 VOCABULARY: StageText = {"stage": "prune.vocabulary", "size": 5187, "max_length": 64}
 KEPT99, KEPT97, KEPT96 = (Goal("kept", 99),), (Goal("kept", 97),), (Goal("kept", 96),)
 
@@ -128,9 +130,10 @@ def ptq(what: str, **options: Any) -> Row:
     return Row(what, "quantize.ptq", "family-quantize", stages=({"stage": "quantize.ptq", **options},))
 
 
-EXITS: StageText = {"stage": "exit.early", "epochs": 6, "learning_rate": 2e-4}
-THRESHOLDS: StageText = {"stage": "exit.thresholds", "risk": 0.004}
-PTQ_W4A8 = "w4a8 static, nearest"
+EXITS: StageText = {"stage": "exit.early", "epochs": 7, "last": 0.7, "learning_rate": 2e-4}
+# Three settings were compared on the rows that prove the bound: at delta 0.01 it holds for all of them at 97 %.
+THRESHOLDS: StageText = {"stage": "exit.thresholds", "risk": 0.003, "delta": 0.01}
+PTQ_W4A8, GPTQ_W4A8 = "w4a8 static, nearest", "w4a8 static, GPTQ"
 
 FAMILIES: tuple[Row, ...] = (
     *family("prune.heads", "12 → 6 heads", [{"stage": "prune.heads", "keep": 6}], 1, KEPT99),
@@ -166,16 +169,21 @@ FAMILIES: tuple[Row, ...] = (
     *family("share.kv_heads", "12 → 4 key/value heads", [{"stage": "share.kv_heads", "kv_heads": 4}], 1, KEPT99),
     Row("graph passes", "optimize", "family-optimize", stages=({"stage": "optimize"},)),
     Row("graph passes, int8", "optimize", "family-optimize", stages=({"stage": "optimize"}, INT8)),
+    Row("int8, as standard ONNX", "optimize", "family-optimize", stages=(INT8,)),
+    Row("int8, fused for ONNX Runtime", "optimize", "family-optimize", stages=(INT8, FUSE)),
+    Row("w8a8 static, fused for ONNX Runtime", "optimize", "family-optimize",
+        stages=({"stage": "quantize.ptq", "scheme": "w8a8"}, FUSE)),
     ptq("w8a8 static", scheme="w8a8"),
     ptq("w8a8 static, smoothed, biases corrected", scheme="w8a8", smooth=0.5, bias_correction=True),
     ptq(PTQ_W4A8, scheme="w4a8"),
-    ptq("w4a8 static, GPTQ", scheme="w4a8", rounding="gptq"),
+    ptq(GPTQ_W4A8, scheme="w4a8", rounding="gptq"),
     ptq("w4a8 dynamic, nearest", scheme="w4a8-dynamic"),
     ptq("w4a8 dynamic, GPTQ", scheme="w4a8-dynamic", rounding="gptq"),
     ptq("w4a8 dynamic, mixed, at most half a point lost", scheme="w4a8-dynamic", max_loss=0.5),
     Row(
         "w4a8 static, QAT", "quantize.qat", "family-quantize", recovery="own",
-        stages=({"stage": "quantize.qat", "scheme": "w4a8", "epochs": 1},), goals=(Goal("over", 1, PTQ_W4A8),),
+        stages=({"stage": "quantize.qat", "scheme": "w4a8", "epochs": 1},),
+        goals=(Goal("over", 1, PTQ_W4A8), Goal("over-best", 1, "quantize.ptq")),
     ),
     *trained(
         "exit.early", "exits", [EXITS], (Goal("macs", 50), Goal("kept", 99.5)), [THRESHOLDS],

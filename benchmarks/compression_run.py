@@ -1,8 +1,13 @@
-"""Make the rows of the compression table and measure them; everything lands in the cache, so a killed run resumes."""
+"""Make the rows of the compression table and measure them; everything lands in the cache, so a killed run resumes.
+
+A piece of work (a stage on a package, a conversion, answers of a file) has one name in the CPU book, whichever rows need
+it, so that the whole table's time is the sum over the pieces.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import shutil
 import traceback
 from pathlib import Path
@@ -12,21 +17,24 @@ import numpy as np
 from compression_cpu import CpuBook
 from compression_measure import answers, kept, latency_ratio, work
 from compression_rows import Row
-from compression_store import Store, freeze
+from compression_store import Digests, Store, freeze
 from compression_teacher import TARGET, Subject
 
 from edgesdk.cli.output import say
+from edgesdk.code_digest import code_digest
 from edgesdk.compress import compress
 from edgesdk.converters import converter
 from edgesdk.converters.artifact import read_artifact
+from edgesdk.data import Dataset
 from edgesdk.errors import ConfigError, ConvertError, EdgeSDKError
-from edgesdk.files import atomic_folder, sha256_file
+from edgesdk.files import atomic_folder, canonical_json, sha256_bytes, sha256_file
 from edgesdk.package import Package, content_digest
 from edgesdk.recipe import Recipe, check_recipe
-from edgesdk.stages import Progress
+from edgesdk.stages import Progress, Stage
 from edgesdk.targets import load_target
 
-CONVERTER = "onnx"
+CONVERTER, CONVERTER_CODE = "onnx", "edgesdk.converters.onnx"
+Works = list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,201 +61,265 @@ class Bench:
 
     def make(self, row: Row) -> bool:
         """Compress, convert, and keep the facts of the row; what is finished is read back. False where it failed."""
-        subject = self.subjects[row.corpus]
+        subject, works = self.subjects[row.corpus], Works()
         try:
-            with self.book.measure(f"make {row.key} {self.recipe(row).digest}"):
-                facts = self._facts(row, subject)
+            recipe = self.recipe(row)
+        except ConfigError as problem:
+            self.store.write("rows", row.key, {"error": problem.message, "recipe": None, "data": subject.digest})
+            say(f"{row.key}: not made: {problem.message}")
+            return False
+        marks: dict[str, Any] = {"recipe": recipe.digest, "data": subject.digest}
+        try:
+            facts = self._facts(row, subject, recipe, works)
         except Exception as problem:  # one row that fails must not cost the others their hours
             if not isinstance(problem, EdgeSDKError):
                 traceback.print_exc()
             text = problem.message if isinstance(problem, EdgeSDKError) else f"{type(problem).__name__}: {problem}"
-            self.store.write("rows", row.key, {"error": text[:500].replace(str(self.cache), "CACHE")})
+            error = text[:500].replace(str(self.cache), "CACHE")
+            self.store.write("rows", row.key, {**marks, "error": error, "works": works})
             say(f"{row.key}: not made: {text}")
             return False
-        self.store.write("rows", row.key, facts)
+        self.store.write("rows", row.key, {**marks, **facts, "works": works})
+        together, alone = facts["together"], facts["choice"]
         say(
-            f"{row.key}: {facts['bytes']:,} bytes, {100 * facts['size']:.2f} % of fp32; on {facts['holdout']['rows']} "
-            f"held-out rows {100 * facts['holdout']['kept']:.2f} % kept; {facts['cpu'] / 60:.1f} CPU minutes; recipe "
-            f"{facts['recipe'][:12]}"
+            f"{row.key}: {facts['bytes']:,} bytes, {100 * facts['size']:.2f} % of fp32; kept "
+            f"{100 * together['kept']:.2f} % (≥ {100 * together['lower95']:.2f}) of {together['rows']} rows for choosing, "
+            f"{100 * alone['kept']:.2f} % (≥ {100 * alone['lower95']:.2f}) of the {alone['rows']} that no training saw; "
+            f"{facts['cpu'] / 60:.1f} CPU minutes; recipe {recipe.digest[:12]}"
         )
         return True
 
-    def _facts(self, row: Row, subject: Subject) -> dict[str, Any]:
-        recipe = self.recipe(row)
-        package, seconds = self._compress(subject, recipe)
-        folder = self._artifact(package)
-        model, base = folder / "model.onnx", self._artifact(subject.teacher) / "model.onnx"
-        size = read_artifact(folder).bytes
-        spec = package.spec
+    def _facts(self, row: Row, subject: Subject, recipe: Recipe, works: Works) -> dict[str, Any]:
+        package, seconds = self._compress(subject, recipe, row.key, works)
+        folder, base = self._artifact(package, works), self._artifact(subject.teacher, works) / "model.onnx"
+        model, size, spec = folder / "model.onnx", read_artifact(folder).bytes, package.spec
         return {
-            "recipe": recipe.digest, "package": content_digest(package), "model": sha256_file(model),
+            "package": content_digest(package), "model": sha256_file(model),
             "artifact": folder.name, "bytes": size, "size": size / base.stat().st_size, "scheme": package.scheme,
             "parameters": spec.parameters(), "macs": spec.macs(package.sequence),
             "encoder": _encoder_parameters(package) / _encoder_parameters(subject.teacher),
             "cpu": sum(seconds), "stages": [stage.name for stage in recipe.stages], "cpu_stages": seconds,
-            "holdout": self._holdout(subject, package, model, base),
+            **self._chosen_by(subject, package, model, base, works),
         }
 
-    def _compress(self, subject: Subject, recipe: Recipe) -> tuple[Package, list[float]]:
+    def _compress(self, subject: Subject, recipe: Recipe, what: str, works: Works) -> tuple[Package, list[float]]:
         """The package, and the CPU seconds of each stage, those of earlier runs where it comes from the cache."""
-        context = dataclasses.replace(subject.context, progress=self.progress)
+        context = dataclasses.replace(subject.context, progress=self._named(what))
         reasons, _ = check_recipe(recipe, context.outline(subject.teacher))
         if reasons:
             raise ConfigError("; ".join(reasons))
         package, seconds = subject.teacher, []
         for stage in recipe.stages:
             one = Recipe(recipe.name, (stage,), recipe.seed)
-            key = f"stage {content_digest(package)} {one.digest} {context.train.digest if context.train else None}"
+            key = f"stage {content_digest(package)} {_digest(stage, recipe.seed)} {subject.digest}"
+            works.append(key)
             with self.book.measure(key) as watched:
-                watching = dataclasses.replace(context, progress=watched(self.progress))
+                watching = dataclasses.replace(context, progress=watched(context.progress))
                 package = compress(package, one, watching, self.cache / "packages").package
             seconds.append(self.book.seconds(key))
         return package, seconds
 
-    def _artifact(self, package: Package) -> Path:
-        """The folder of the shipped file."""
-        folder = self.cache / "artifacts" / content_digest(package).removeprefix("sha256:")[:32]
-        if folder.is_dir():
-            try:
-                read_artifact(folder)
-                return folder
-            except ConvertError:
-                shutil.rmtree(folder)
-        with atomic_folder(folder) as empty:
-            converter(CONVERTER).convert(package, load_target(TARGET), empty)
+    def _named(self, what: str) -> Progress:
+        """Progress that says which row it is about."""
+        return lambda text, done, total: self.progress(f"{what}: {text}", done, total)
+
+    def _artifact(self, package: Package, works: Works) -> Path:
+        """The folder of the shipped file; made anew when the converter or ONNX Runtime, which fuses, is another."""
+        code = [code_digest(CONVERTER_CODE), importlib.metadata.version("onnxruntime"), TARGET]
+        folder = self.cache / "artifacts" / sha256_bytes(canonical_json([content_digest(package), *code]))[:32]
+        works.append(f"convert {folder.name}")
+        with self.book.measure(works[-1]) as watched:
+            if folder.is_dir():
+                try:
+                    read_artifact(folder)
+                    return folder
+                except ConvertError:
+                    shutil.rmtree(folder)
+            watched(self.progress)("converting", 0, 1)
+            with atomic_folder(folder) as empty:
+                converter(CONVERTER).convert(package, load_target(TARGET), empty)
         return folder
 
-    def _holdout(self, subject: Subject, package: Package, model: Path, base: Path) -> dict[str, Any]:
-        """What the file keeps on rows that are not the test split: for choosing recipes."""
-        data = subject.holdout
+    def _chosen_by(
+        self, subject: Subject, package: Package, model: Path, base: Path, works: Works
+    ) -> dict[str, dict[str, Any]]:
+        """What the file keeps on rows that recipes may be chosen by: with those of validation, which chose weights and
+        so flatter a little, and without. Rows that prove promises are not among them."""
+        data = subject.choosing
         assert data.labels is not None
         found, reference = (
-            self._answers(subject, path, one, "holdout") for path, one in ((model, package), (base, subject.teacher))
+            self._answers(subject, path, one, data, works) for path, one in ((model, package), (base, subject.teacher))
         )
-        figures = kept(found, reference, data.labels, self.seed)
-        return {"rows": len(data), **dataclasses.asdict(figures)}
+        figures = {}
+        for name, count in (("together", len(data)), ("choice", subject.choice)):
+            share = kept(found[:count], reference[:count], data.labels[:count], self.seed)
+            figures[name] = {"rows": count, **dataclasses.asdict(share)}
+        return figures
 
-    def _answers(self, subject: Subject, model: Path, package: Package, split: str) -> np.ndarray[Any, Any]:
-        """Answers of a file on the held-out or test rows, kept by the digest of the file."""
-        name = f"{subject.corpus.name} {split} {sha256_file(model)[:32]}"
-        known = self.store.read("answers", name)
-        if known is None:
-            data = subject.holdout if split == "holdout" else subject.test()
-            self.progress(f"{subject.corpus.name}: {split} rows", 0, 1)
-            known = {"answers": answers(model, package, data).tolist()}
-            self.store.write("answers", name, known)
+    def _answers(
+        self, subject: Subject, model: Path, package: Package, data: Dataset, works: Works
+    ) -> np.ndarray[Any, Any]:
+        """Answers of a file, kept by the digests of the file and of the rows."""
+        name = f"{data.name} {data.digest[:16]} {sha256_file(model)[:32]}"
+        works.append(f"answers {name}")
+        with self.book.measure(works[-1]) as watched:
+            known = self.store.read("answers", name)
+            if known is None:
+                found = answers(model, package, data, watched(self._named(data.name)))
+                known = {"answers": found.tolist()}
+                self.store.write("answers", name, known)
         return np.array(known["answers"], np.int64)
 
     def latency(self, row: Row) -> None:
-        """Measure the file by turns with the fp32 file, on held-out rows."""
-        facts = self._made(row)
-        if facts is None:
+        """Measure the file by turns with the fp32 file, on rows for choosing."""
+        facts = self.made(row)
+        if facts is None or self._figures("latency", row, facts) is not None:
             return
-        name = f"{row.key} {facts['model'][:32]}"
-        if self.store.read("latency", name) is not None:
-            return
-        subject = self.subjects[row.corpus]
-        package, model, base = self._shipped(row, facts)
-        with self.book.measure(f"latency {name}"):
-            figures = latency_ratio(model, package, base, subject.teacher, subject.holdout, self.seed)
-        self.store.write("latency", name, figures)
+        subject, works = self.subjects[row.corpus], Works()
+        package, model, base = self._shipped(row, facts, works)
+        works.append(f"latency {_file_name(row, facts)}")
+        with self.book.measure(works[-1]) as watched:
+            progress = watched(self._named(f"{row.key}: latency"))
+            figures = latency_ratio(model, package, base, subject.teacher, subject.choosing, self.seed, progress)
+        self._keep("latency", row, facts, figures, works)
         say(f"{row.key}: {figures['ratio']:.3f} of the CPU time of fp32 ({figures['fp32_ms']:.2f} ms)")
 
-    def freeze(self, thaw: bool) -> list[str]:
-        """Write down the digests of all recipes and made files, before the test split is read."""
-        found: dict[str, dict[str, str | None]] = {}
-        for row in self.rows:
-            try:
-                digest = self.recipe(row).digest
-            except ConfigError:
-                digest = "not a recipe"
-            facts = self._made(row)
-            found[row.key] = {"recipe": digest, "model": None if facts is None else facts["model"]}
-        thawed = freeze(self.store, found, thaw)
+    def freeze(self, corpus: str, thaw: bool) -> list[str]:
+        """Write down the digests of a corpus's recipes, data and made files, before its test split is read.
+
+        Raises:
+            ConfigError: a row was neither made nor failed, or something changed since the freeze.
+        """
+        found: dict[str, Digests] = {}
+        unmade = []
+        for row in (row for row in self.rows if row.corpus == corpus):
+            known, facts = self._settled(row), self.made(row)
+            if known is None:
+                unmade.append(row)
+                continue
+            model = None if facts is None else str(facts["model"])
+            found[row.key] = {"recipe": known["recipe"], "data": known["data"], "model": model}
+        if unmade:
+            raise ConfigError(
+                f"{corpus}: {len(unmade)} rows are not made yet: " + "; ".join(row.name for row in unmade[:6]),
+                "make them before the test split is read: --only " + " ".join(dict.fromkeys(row.part for row in unmade)),
+            )
+        thawed = freeze(self.store, corpus, found, thaw)
         for name, digests in found.items():
             say(f"frozen: {name}: recipe {str(digests['recipe'])[:16]}")
         return thawed
 
+    def thawed(self) -> list[str]:
+        """What changed after a freeze, of all corpora."""
+        documents = (self.store.read("freeze", corpus) for corpus in self.subjects)
+        return [line for document in documents if document is not None for line in document["thawed"]]
+
     def test(self, row: Row) -> None:
         """The figures on the test split; only after `freeze`."""
-        facts = self._made(row)
-        if facts is None or self.store.read("tested", f"{row.key} {facts['model'][:32]}") is not None:
+        facts = self.made(row)
+        if facts is None or self._figures("tested", row, facts) is not None:
             return
-        subject, name = self.subjects[row.corpus], f"{row.key} {facts['model'][:32]}"
-        package, model, base = self._shipped(row, facts)
-        data = subject.test()
+        subject, works = self.subjects[row.corpus], Works()
+        package, model, base = self._shipped(row, facts, works)
+        data = subject.test
         assert data.labels is not None
-        with self.book.measure(f"tested {name}"):
-            found = self._answers(subject, model, package, "test")
-            figures = kept(found, self._answers(subject, base, subject.teacher, "test"), data.labels, self.seed)
+        reference = self._answers(subject, base, subject.teacher, data, works)
+        figures = kept(self._answers(subject, model, package, data, works), reference, data.labels, self.seed)
+        works.append(f"macs {_file_name(row, facts)}")
+        with self.book.measure(works[-1]):
             macs = work(package, subject.teacher, data)
-        document = {"rows": len(data), **dataclasses.asdict(figures), "macs": macs}
-        self.store.write("tested", name, document)
+        self._keep("tested", row, facts, {"rows": len(data), **dataclasses.asdict(figures), "macs": macs}, works)
         say(f"{row.key}: test accuracy {100 * figures.accuracy:.2f} %, {100 * figures.kept:.2f} % kept")
 
-    def _shipped(self, row: Row, facts: dict[str, Any]) -> tuple[Package, Path, Path]:
+    def _shipped(self, row: Row, facts: dict[str, Any], works: Works) -> tuple[Package, Path, Path]:
         """The package of a row, its file, and the fp32 file.
 
         Raises:
             ConfigError: the recipe now makes another file than the one that the facts are about.
         """
         subject = self.subjects[row.corpus]
-        package, _ = self._compress(subject, self.recipe(row))
-        model = self._artifact(package) / "model.onnx"
+        package, _ = self._compress(subject, self.recipe(row), row.key, works)
+        model = self._artifact(package, works) / "model.onnx"
         if sha256_file(model) != facts["model"]:
             raise ConfigError(
                 f"{row.key}: EdgeSDK's code changed since this row was made, and now makes another file",
                 f"make it again: --only {row.part}",
             )
-        return package, model, self._artifact(subject.teacher) / "model.onnx"
+        return package, model, self._artifact(subject.teacher, works) / "model.onnx"
 
-    def _made(self, row: Row) -> dict[str, Any] | None:
-        """Facts of a row that was made by the recipe of now."""
-        facts = self.store.read("rows", row.key)
-        if facts is None or "error" in facts:
-            return None
+    def _settled(self, row: Row) -> dict[str, Any] | None:
+        """Facts or error of a row by the recipe, the teacher and the rows of now; None where there are none."""
+        known = self.store.read("rows", row.key)
         try:
-            return facts if facts["recipe"] == self.recipe(row).digest else None
+            digest = self.recipe(row).digest
         except ConfigError:
-            return None
+            digest = None
+        marks = (digest, self.subjects[row.corpus].digest)
+        return known if known is not None and (known.get("recipe"), known.get("data")) == marks else None
+
+    def made(self, row: Row) -> dict[str, Any] | None:
+        """Facts of a row that was made by the recipe, the teacher and the rows of now."""
+        known = self._settled(row)
+        return None if known is None or "error" in known else known
+
+    def _keep(self, kind: str, row: Row, facts: dict[str, Any], figures: dict[str, Any], works: Works) -> None:
+        self.store.write(kind, _file_name(row, facts), {"data": facts["data"], "works": works, "figures": figures})
+
+    def _figures(self, kind: str, row: Row, facts: dict[str, Any]) -> dict[str, Any] | None:
+        """What was measured of the row's file, with the same teacher and rows."""
+        known = self.store.read(kind, _file_name(row, facts))
+        return known if known is not None and known["data"] == facts["data"] else None
 
     def teacher(self, corpus: str) -> dict[str, Any]:
-        """Figures of the fp32 model; those of the test split only where the freeze let it be read."""
+        """Figures of the fp32 model; those of the test split only where a row was tested."""
         subject = self.subjects[corpus]
         package = subject.teacher
-        model = self._artifact(package) / "model.onnx"
-        known = self.store.read("answers", f"{corpus} test {sha256_file(model)[:32]}")
         document: dict[str, Any] = {
-            "bytes": model.stat().st_size, "parameters": package.spec.parameters(), "sequence": package.sequence,
+            "bytes": (self._artifact(package, Works()) / "model.onnx").stat().st_size,
+            "parameters": package.spec.parameters(), "sequence": package.sequence,
             "macs_worst": package.spec.macs(package.sequence), "cpu": subject.cpu, "accuracy": None, "rows": 0,
         }
-        if known is None:
-            return document
-        labels = subject.test().labels
-        assert labels is not None
-        accuracy = float((np.array(known["answers"]) == labels).mean())
-        return document | {"accuracy": accuracy, "rows": len(labels)}
+        for row in (row for row in self.rows if row.corpus == corpus):
+            facts = self.made(row)
+            known = None if facts is None else self._figures("tested", row, facts)
+            if known is not None:
+                return document | {"accuracy": known["figures"]["reference"], "rows": known["figures"]["rows"]}
+        return document
 
     def results(self, row: Row) -> dict[str, Any]:
         """Everything that is known of a row, for the table."""
-        facts = self.store.read("rows", row.key)
         document: dict[str, Any] = {
             "corpus": row.corpus, "name": row.name, "family": row.family, "part": row.part, "recovery": row.recovery,
             "preset": row.preset,
         }
-        made = self._made(row)
-        if made is None:
-            return document | {"error": (facts or {}).get("error", "not made yet")}
-        document |= {key: made[key] for key in ("recipe", "bytes", "size", "scheme", "parameters", "encoder", "cpu")}
-        document["macs_worst"] = made["macs"]
-        name = f"{row.key} {made['model'][:32]}"
+        known, facts = self._settled(row), self.made(row)
+        if facts is None:
+            return document | ({"error": "not made yet"} if known is None else {"error": known["error"], "failed": True})
+        document |= {key: facts[key] for key in ("recipe", "bytes", "size", "scheme", "parameters", "encoder", "cpu")}
+        document["macs_worst"] = facts["macs"]
         for kind, label in (("tested", "test"), ("latency", "latency")):
-            found = self.store.read(kind, name)
+            found = self._figures(kind, row, facts)
             if found is not None:
-                document[label] = {key: value for key, value in found.items() if key not in ("format", "version")}
-        works = (f"make {row.key} {made['recipe']}", f"latency {name}", f"tested {name}")
-        document["cpu_here"] = sum(self.book.seconds(what) for what in works)
+                document[label] = found["figures"]
         return document
+
+    def spent(self) -> float:
+        """CPU seconds of the whole table: every piece of work counts once, whoever needed it and wherever it failed."""
+        works = {subject.work for subject in self.subjects.values()}
+        for row in self.rows:
+            known, facts = self._settled(row), self.made(row)
+            documents = [] if facts is None else [self._figures(kind, row, facts) for kind in ("tested", "latency")]
+            for document in (known, *documents):
+                works |= set([] if document is None else document.get("works", []))
+        return sum(self.book.seconds(what) for what in works)
+
+
+def _digest(stage: Stage, seed: int) -> str:
+    return sha256_bytes(canonical_json([stage.name, stage.options.model_dump(mode="json"), seed]))[:32]
+
+
+def _file_name(row: Row, facts: dict[str, Any]) -> str:
+    return f"{row.key} {facts['model'][:32]}"
 
 
 def _encoder_parameters(package: Package) -> int:

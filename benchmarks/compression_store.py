@@ -1,4 +1,4 @@
-"""What the compression benchmark keeps in its cache besides packages: facts of rows, the freeze, and test answers."""
+"""What the compression benchmark keeps in its cache besides packages: facts of rows, answers, the freeze."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgesdk.errors import ConfigError
 from edgesdk.files import canonical_json, read_document, write_atomic
 
 VERSION = 1
-FREEZE = "edgesdk.benchmark.freeze"
+Digests = dict[str, str | None]
 
 
 class Store:
@@ -32,39 +32,42 @@ class Store:
         return self.folder / kind / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name).strip('-')}.json"
 
 
-def freeze(store: Store, found: dict[str, dict[str, str | None]], thaw: bool) -> list[str]:
+def freeze(store: Store, name: str, found: dict[str, Digests], thaw: bool) -> list[str]:
     """Write down what is going to be tested, or compare with what was written before; returns what was thawed.
 
     Args:
-        found: row → `recipe` digest and `model` sha256 (None: not made yet, may be filled in later).
+        name: of the freeze: each corpus has its own.
+        found: row → `recipe` digest, `data` digest (teacher and rows), `model` sha256 (None: it could not be made).
         thaw: go on although something changed; every change stays on record.
 
     Raises:
-        ConfigError: a recipe or a model changed after the test split was read.
+        ConfigError: a recipe, its data or its model changed after the test split was read.
     """
-    known = store.read("freeze", "freeze")
+    known = store.read("freeze", name)
     if known is None:
-        store.write("freeze", "freeze", {"rows": found, "thawed": []})
+        store.write("freeze", name, {"rows": found, "thawed": []})
         return []
-    rows: dict[str, Any] = known["rows"]
-    changed = [name for name, digests in found.items() if name in rows and _differs(rows[name], digests)]
-    new = [name for name in found if name not in rows]
-    gone = [name for name in rows if name not in found]
-    thawed: list[str] = known["thawed"]
-    lines = [f"{name}: changed" for name in changed] + [f"{name}: new" for name in new]
-    lines += [f"{name}: left out" for name in gone]
+    rows: dict[str, Digests] = known["rows"]
+    lines = [f"{row}: {change}" for row, digests in found.items() if (change := _change(rows.get(row), digests))]
+    lines += [f"{row}: left out" for row in rows if row not in found]
     if lines and not thaw:
         raise ConfigError(
             f"{len(lines)} rows are not those that were frozen before the test split was read: " + "; ".join(lines[:6]),
             "--thaw goes on, and says so in the results",
         )
-    kept = {name: {**digests, "model": digests["model"] or rows.get(name, {}).get("model")}
-            for name, digests in found.items()}
-    store.write("freeze", "freeze", {"rows": kept, "thawed": [*thawed, *lines]})
-    return [*thawed, *lines]
+    thawed: list[str] = [*known["thawed"], *lines]
+    store.write("freeze", name, {"rows": found, "thawed": thawed})
+    return thawed
 
 
-def _differs(known: dict[str, str | None], found: dict[str, str | None]) -> bool:
-    if known["recipe"] != found["recipe"]:
-        return True
-    return None not in (known["model"], found["model"]) and known["model"] != found["model"]
+def _change(known: Digests | None, found: Digests) -> str | None:
+    """What happened to a row since the freeze, in words."""
+    if known is None:
+        return "new"
+    if any(known[key] != found[key] for key in ("recipe", "data")):
+        return "changed"
+    if known["model"] == found["model"]:
+        return None
+    if known["model"] is None:
+        return "made after the freeze"
+    return "no longer made" if found["model"] is None else "changed"

@@ -7,7 +7,9 @@ in the cache; the same seed gives the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ from compression_data import CALIBRATION_ROWS, Corpus, dataset, sequence_for
 from torch import Tensor
 from torch.nn import functional
 
+from edgesdk.code_digest import code_digest
 from edgesdk.data import Dataset
 from edgesdk.errors import ModelError
 from edgesdk.files import canonical_json, sha256_bytes, sha256_file
 from edgesdk.importing import import_job
 from edgesdk.model_source import load_model, load_tokenizer, preprocess_files
-from edgesdk.package import Package, read_package, write_package
+from edgesdk.package import Package, content_digest, read_package, write_package
 from edgesdk.stages import Context, Progress
 from edgesdk.stages.train import TrainingOptions, fit
 from edgesdk.targets import load_target
@@ -33,25 +36,41 @@ from edgesdk.transformer.module import Transformer, build
 # all-MiniLM-L6-v2 as its authors published it; the copies that packages carry are checked against it.
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HEAD_SPREAD = 0.02
+CODE = ("edgesdk.importing", "edgesdk.stages.train_loop")
 # Whose sparse blocks `pattern: target` takes: the machine on which latencies are measured.
 TARGET = "host"
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A corpus with its teacher, the CPU seconds that the teacher took, and everything that stages need of them."""
+    """A corpus with its teacher, and everything that stages need of them.
+
+    Attributes:
+        choosing: rows that figures before the freeze are taken on: those of `choice`, then those of validation.
+        choice: how many of them nothing trains on; all where the corpus has no such rows, since nothing is chosen then.
+        limit: rows of a split at most, in a trial.
+        work: what the CPU book calls the teacher's training, and the seconds there.
+    """
 
     corpus: Corpus
     teacher: Package
     tokenizer: Tokenizer
     context: Context
+    choosing: Dataset
+    choice: int
+    work: str
     cpu: float
+    limit: int | None = None
 
-    @property
-    def holdout(self) -> Dataset:
-        """Rows that figures before the freeze are taken on."""
-        return self.context.holdout or self.context.validation
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of everything that figures depend on besides a recipe: the teacher and all rows but those
+        of the test split, which is not read before the freeze."""
+        sets = (self.context.train, self.context.validation, self.context.holdout, self.choosing)
+        digests = [None if rows is None else rows.digest for rows in sets]
+        return sha256_bytes(canonical_json([content_digest(self.teacher), digests, self.choice, self.limit]))
 
+    @cached_property
     def test(self) -> Dataset:
         """Reads the test split."""
         return dataset(self.corpus, "test", self.corpus.read_test(), self.tokenizer, self.teacher.sequence)
@@ -72,7 +91,8 @@ def check_model(folder: Path) -> None:
 
 
 def make_subject(
-    corpus: Corpus, model: Path, options: TrainingOptions, seed: int, cache: Path, book: CpuBook, progress: Progress
+    corpus: Corpus, model: Path, options: TrainingOptions, seed: int, cache: Path, book: CpuBook, progress: Progress,
+    limit: int | None = None,
 ) -> Subject:
     """Fine-tune the model on the corpus, or read the package of an earlier run.
 
@@ -87,15 +107,19 @@ def make_subject(
         dataset(corpus, split, getattr(corpus, split), tokenizer, sequence) for split in ("train", "validation")
     )
     holdout = None if corpus.holdout is None else dataset(corpus, "holdout", corpus.holdout, tokenizer, sequence)
+    first = corpus.validation if corpus.choice is None else corpus.choice
+    together = first if corpus.choice is None else first.joined(corpus.validation)
+    choosing = dataset(corpus, "choosing", together, tokenizer, sequence)
     key = [
-        sha256_file(model / "model.safetensors"), tokenizer.digest, train.digest, validation.digest,
-        options.model_dump(mode="json"), seed,
+        sha256_file(model / "model.safetensors"), sha256_file(model / "config.json"), tokenizer.digest, train.digest,
+        validation.digest, options.model_dump(mode="json"), seed, HEAD_SPREAD, importlib.metadata.version("torch"),
+        [code_digest(module) for module in CODE],
     ]
     path = cache / "teachers" / f"{corpus.name}-{sha256_bytes(canonical_json(key))[:16]}.edgepkg"
     calibration, block = train.head(CALIBRATION_ROWS), load_target(TARGET).sparse_block
-    checkpoints = cache / "checkpoints"
+    checkpoints, work = cache / "checkpoints", f"teacher {path.stem}"
     if not path.is_dir():
-        with book.measure(f"teacher {path.stem}") as watched:
+        with book.measure(work) as watched:
             untrained = _package(*_with_head(model, len(corpus.labels), seed), corpus, validation)
             module = build(untrained.spec, untrained.weights)
             context = Context(
@@ -108,7 +132,7 @@ def make_subject(
     context = Context(
         train, validation, calibration, teacher, seed, progress, holdout, block, checkpoints
     )
-    return Subject(corpus, teacher, tokenizer, context, book.seconds(f"teacher {path.stem}"))
+    return Subject(corpus, teacher, tokenizer, context, choosing, len(first), work, book.seconds(work), limit)
 
 
 def _with_head(model: Path, classes: int, seed: int) -> tuple[Transformer, dict[str, bytes]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgesdk.converters.artifact import Golden, Tensor, tolerance
 from edgesdk.package import Package
 from edgesdk.targets import Target
-from edgesdk.transformer.spec import FeatureEmbedding, PatchEmbedding, TokenEmbedding, TransformerSpec
+from edgesdk.transformer.spec import FeatureEmbedding, PatchEmbedding, TokenEmbedding, TransformerSpec, is_dynamic
 
 if TYPE_CHECKING:
     from edgesdk.converters.artifact import Artifact
@@ -94,16 +94,11 @@ def golden(package: Package) -> tuple[Golden, list[NDArray[Any]], list[NDArray[A
     """
     samples = package.samples
     static = package.encodings is not None and not package.scheme.endswith("-dynamic")
-    own = static or package.scheme.startswith("w4") or decides(package.spec)
+    own = static or package.scheme.startswith("w4") or is_dynamic(package.spec)
     outputs = samples.golden_outputs if own else samples.golden_float
     inputs: Mapping[str, NDArray[Any]] = samples.golden_inputs
     ordered = [np.asarray(inputs[tensor.name]) for tensor in input_tensors(package)]
     return Golden(len(outputs), *tolerance(package.scheme)), ordered, [outputs]
-
-
-def decides(spec: TransformerSpec) -> bool:
-    """Whether the work depends on the input: a graph of this spec has exits or gates."""
-    return bool(spec.exits()) or any(layer.gate for layer in spec.layers)
 
 
 def storage_notes(package: Package, packed: bool) -> tuple[str, ...]:

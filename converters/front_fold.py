@@ -20,8 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from edgesdk.errors import UnsupportedOp
 
 Array = NDArray[Any]
-LARGEST = 1 << 30
-"""Elements of a folded tensor; more than any model here has, and less than would exhaust a machine."""
+LARGEST = 1 << 31
+"""Bytes that folded tensors may have together: what an ONNX file (protobuf) could have held without any folding."""
+ELEMENTWISE = ("Add", "Div", "Max", "Mod", "Mul", "Sub")
 
 
 def constants_of(graph: onnx.GraphProto) -> dict[str, Array]:
@@ -48,25 +49,30 @@ def fold(
         UnsupportedOp: a node that constants cannot satisfy; it is named.
     """
     readers = Counter(name for node in nodes for name in node.input)
+    held: dict[str, int] = {}
+    free = LARGEST
     left = []
     for node in nodes:
         try:
-            result = _evaluate(node, constants, shapes)
-        except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as problem:
+            result = _evaluate(node, constants, shapes, free)
+        except (ArithmeticError, IndexError, KeyError, MemoryError, TypeError, ValueError) as problem:
             raise UnsupportedOp(f"{node.op_type} {node.name!r}: its constants do not fit: {problem}") from problem
         if result is None:
             left.append(node)
             continue
         constants[node.output[0]] = result
+        held[node.output[0]] = result.nbytes
+        free -= result.nbytes
         for name in node.input:
             readers[name] -= 1
             if not readers[name] and name not in keep:
                 constants.pop(name, None)
+                free += held.pop(name, 0)
     return left
 
 
 def _evaluate(
-    node: onnx.NodeProto, constants: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
+    node: onnx.NodeProto, constants: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], free: int
 ) -> Array | None:
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if node.op_type == "Shape":
@@ -79,10 +85,27 @@ def _evaluate(
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    result = function(attributes, *known)
-    if result is not None and result.size > LARGEST:
-        raise ValueError(f"{result.size} elements")
-    return result
+    if (size := _bytes(node.op_type, attributes, known)) > free:
+        raise ValueError(f"a result of {size} bytes, {free} are left of the {LARGEST} for all constants")
+    return function(attributes, *known)
+
+
+def _bytes(op: str, attributes: dict[str, Any], values: Sequence[Array]) -> int:
+    """Size of what a node makes of constants, known before anything is allocated."""
+    first, shapes = values[0], [value.shape for value in values]
+    if op in ELEMENTWISE:
+        return math.prod(np.broadcast_shapes(*shapes)) * int(np.result_type(*values).itemsize)
+    if op == "Concat":
+        return sum(value.size for value in values) * np.result_type(*values).itemsize
+    if op == "Cast":
+        return first.size * int(helper.tensor_dtype_to_np_dtype(attributes["to"]).itemsize)
+    if op == "Expand":
+        return math.prod(_expanded(first, values[1])) * int(first.itemsize)
+    if op == "Gather":
+        others: list[int] = list(first.shape)
+        del others[int(attributes.get("axis", 0))]
+        return math.prod(others) * values[1].size * int(first.itemsize)
+    return first.nbytes
 
 
 def _cast(attributes: dict[str, Any], value: Array) -> Array | None:
@@ -119,10 +142,11 @@ def _slice(_: dict[str, Any], value: Array, starts: Array, ends: Array, *rest: A
 
 
 def _expand(_: dict[str, Any], value: Array, shape: Array) -> Array:
-    whole = np.broadcast_shapes(value.shape, tuple(int(size) for size in shape))
-    if math.prod(whole) > LARGEST:
-        raise ValueError(f"shape {whole}")
-    return np.ascontiguousarray(np.broadcast_to(value, whole))
+    return np.ascontiguousarray(np.broadcast_to(value, _expanded(value, shape)))
+
+
+def _expanded(value: Array, shape: Array) -> tuple[int, ...]:
+    return np.broadcast_shapes(value.shape, tuple(int(size) for size in shape))
 
 
 def _reshape(attributes: dict[str, Any], value: Array, shape: Array) -> Array:

@@ -15,21 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-from edgesdk.converters.base import (
-    Outlined,
-    decides,
-    golden,
-    input_tensors,
-    length_input,
-    output_tensors,
-    storage_notes,
-)
+from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors, storage_notes
 from edgesdk.converters.front import lower
 from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.onnx_fused import fused, wants_fused
 from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
 from edgesdk.transformer.graph_decode import decode_problems, write_decode_graph
+from edgesdk.transformer.spec import is_dynamic
 
 name = "onnx"
 OPSET = 21
@@ -76,7 +69,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         outputs=output_tensors(package),
         golden=expected,
         length_input=length_input(package),
-        work="per_input" if length_input(package) or decides(package.spec) else "constant",
+        work="per_input" if length_input(package) or is_dynamic(package.spec) else "constant",
         notes=notes,
     )
     return write_artifact(folder, artifact, inputs, outputs)

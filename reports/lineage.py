@@ -34,9 +34,10 @@ def lineage(record: BuildRecord) -> list[dict[str, Any]]:
 
 
 def work(figures: Mapping[str, float]) -> str:
-    """Mean and percentiles of the MACs of an input, where inputs leave, and how often gated layers run."""
+    """Mean and percentiles of the MACs of an input, where inputs leave, how often gated layers run, and on which rows
+    the thresholds of exits were proven."""
     if "macs_mean" not in figures:
-        return ""
+        return proof(figures)
     parts = [f"mean {units.count(round(figures['macs_mean']))}"]
     if "macs_share" in figures:
         parts[0] += f" ({units.percent(figures['macs_share'])} of every layer)"
@@ -49,7 +50,16 @@ def work(figures: Mapping[str, float]) -> str:
             f"{units.percent(value)} {text} {name.removeprefix(prefix)}"
             for name, value in figures.items() if name.startswith(prefix)
         ]
-    return ", ".join(parts)
+    return ", ".join(filter(None, [*parts, proof(figures)]))
+
+
+def proof(figures: Mapping[str, float]) -> str:
+    """What the promise of `exit.thresholds` rests on; empty where there is none."""
+    if "proof.rows" not in figures:
+        return ""
+    rows, worse, better = (round(figures[f"proof.{name}"]) for name in ("rows", "worse", "better"))
+    source = "held-out rows" if figures["proof.held_out"] else "validation rows that training has looked at"
+    return f"proven on {rows} {source}: leaving early loses {worse} right answers and wins {better}"
 
 
 def _step(stage: StageRecord, largest: Mapping[str, int]) -> dict[str, Any]:

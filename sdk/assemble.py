@@ -9,7 +9,7 @@ from typing import Any
 from edgesdk.candidates import Candidate, record_candidate
 from edgesdk.compress import Compressed
 from edgesdk.data import Dataset
-from edgesdk.evaluate import run_graph
+from edgesdk.evaluate import run_rows
 from edgesdk.harness.board import Board
 from edgesdk.importing import Job
 from edgesdk.package import LineageEntry, content_digest
@@ -35,7 +35,7 @@ def assemble(
         data: the rows that were evaluated on the board.
     """
     package, workdir = job.package, out / "measurements"
-    reference = run_graph(package.graph, data.inputs)
+    reference = run_rows(package, data.inputs)
     notes = list(job.notes)
     notes += [f"{name}: {reason}" for name, reason in target.missing.items()]
     if len(data) < len(job.evaluation):

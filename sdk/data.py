@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,15 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.data_check import check_inputs, check_labels, fit_tokens
-from edgesdk.data_files import read_npz, read_text
+from edgesdk.data_files import label_numbers, read_npz, read_text
 from edgesdk.errors import ConfigError
 from edgesdk.transformer.spec import PatchEmbedding, TokenEmbedding, TransformerSpec
 from edgesdk.user_code import call_function, is_function, missing_path
 
 # Tokens of a text data set where the caller names no sequence.
 TEXT_SEQUENCE = 64
-# A label as a number, with the name that transformers makes up for it.
-NUMBER = re.compile(r"(?:LABEL_)?([+-]?\d{1,18})", re.ASCII)
 SOURCES = "module:function, or a .csv, .jsonl or .npz file"
 
 
@@ -69,13 +67,15 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of names, types, shapes and contents of inputs and labels; not of `name`."""
+        """Hexadecimal SHA-256 of names, types, shapes and contents of inputs and labels, and of texts and tokenizer,
+        which decide what the rows are for another package; not of `name`."""
         sha = hashlib.sha256()
         arrays = {**self.inputs, **({} if self.labels is None else {"labels": self.labels})}
         for name in sorted(arrays):
             array = np.ascontiguousarray(arrays[name])
             sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
             sha.update(array.tobytes())
+        sha.update(json.dumps([self.texts, self.tokenizer]).encode())
         return sha.hexdigest()
 
     def take(self, indices: Sequence[int] | NDArray[Any]) -> Dataset:
@@ -89,6 +89,11 @@ class Dataset:
     def head(self, n: int) -> Dataset:
         """The first `n` rows, or all where there are fewer."""
         return self.take(np.arange(min(n, len(self))))
+
+    def sample(self, count: int, seed: int) -> Dataset:
+        """`count` rows, or all where there are fewer, every label with its share of them (see `split`): files are often
+        sorted by label, so that their first rows know a few classes only."""
+        return self if count >= len(self) else self.split(count / len(self), seed)[1]
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """(rest, part) with round(fraction · N) rows in `part`; every label has its share of it, to within one row.
@@ -247,7 +252,7 @@ def _load_text(
             "save it in the model's folder (tokenizer.save_pretrained(folder)), or give an .npz with input_ids",
         )
     texts, values = read_text(path, needs_labels)
-    numbers, names = (None, None) if values is None else _label_numbers(path, values, labels, spec.classes)
+    numbers, names = (None, None) if values is None else label_numbers(path, values, labels, spec.classes)
     width = sequence or min(TEXT_SEQUENCE, spec.max_length)
     try:
         arrays: dict[str, Any] = dict(tokenizer.encode(texts, width))
@@ -257,45 +262,3 @@ def _load_text(
         ) from problem
     made = _dataset(arrays | {"labels": numbers}, str(path), spec, width, needs_labels, names)
     return _with_texts(made, texts, getattr(tokenizer, "digest", None))
-
-
-def _label_numbers(
-    path: Path, values: Sequence[tuple[int, int | str]], labels: Sequence[str] | None, classes: int | None
-) -> tuple[list[int], tuple[str, ...] | None]:
-    """Labels (line, value) as numbers, with the names behind them.
-
-    A string is a name of `labels`, else the digits of a number, else LABEL_3 for 3; where none of these holds and the
-    model has no names, the sorted names of the file are numbered, and there must be one for each class.
-    """
-    known = {name: index for index, name in enumerate(labels or ())}
-    unknown = [(line, v) for line, v in values if isinstance(v, str) and v not in known and not NUMBER.fullmatch(v)]
-    if unknown and labels is None:
-        known = {name: index for index, name in enumerate(_names_of_file(path, values, unknown, classes))}
-        labels = tuple(known)
-    numbers = []
-    for line, value in values:
-        digits = NUMBER.fullmatch(value) if isinstance(value, str) and value not in known else None
-        number = int(digits[1]) if digits else known.get(value) if isinstance(value, str) else value
-        if number is None or not -(2**63) <= number < 2**63:
-            raise ConfigError(
-                f"{path} line {line}: unknown label {value!r}; known: {', '.join(list(known)[:8]) or 'numbers'}",
-                "use a name that the model knows, or the number of the class",
-            )
-        numbers.append(number)
-    return numbers, None if labels is None else tuple(labels)
-
-
-def _names_of_file(
-    path: Path, values: Sequence[tuple[int, int | str]], names: Sequence[tuple[int, str]], classes: int | None
-) -> list[str]:
-    """The sorted names of a file whose model has none; they must be all the labels there are."""
-    if len(names) < len(values):
-        line, name = names[0]
-        raise ConfigError(f"{path} line {line}: label {name!r} is a name, others are numbers", "use one of the two")
-    found = sorted({name for _, name in names})
-    if classes is not None and len(found) != classes:
-        raise ConfigError(
-            f"{path}: {len(found)} different label names ({', '.join(found[:4])} …), the model has {classes} classes",
-            "use numbers, or save the names in the model's config.json (id2label)",
-        )
-    return found

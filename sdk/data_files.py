@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,8 @@ from edgesdk.errors import ConfigError
 
 NPZ_LIMIT = 8 << 30
 TEXT_LIMIT = 1 << 30
+# A label as a number, with the name that transformers makes up for it.
+NUMBER = re.compile(r"(?:LABEL_)?([+-]?\d{1,18})", re.ASCII)
 HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -107,6 +110,48 @@ def _label(value: Any, where: str) -> int | str:
         return value.strip()
     story = "no label" if value is None or value == "" else f"label is {value!r}"
     raise ConfigError(f"{where}: {story}, expected a number or a name", "every row needs text and label")
+
+
+def label_numbers(
+    path: Path, values: Sequence[tuple[int, int | str]], labels: Sequence[str] | None, classes: int | None
+) -> tuple[list[int], tuple[str, ...] | None]:
+    """Labels (line, value) as numbers, with the names behind them.
+
+    A string is a name of `labels`, else the digits of a number, else LABEL_3 for 3; where none of these holds and the
+    model has no names, the sorted names of the file are numbered, and there must be one for each class.
+    """
+    known = {name: index for index, name in enumerate(labels or ())}
+    unknown = [(line, v) for line, v in values if isinstance(v, str) and v not in known and not NUMBER.fullmatch(v)]
+    if unknown and labels is None:
+        known = {name: index for index, name in enumerate(_names_of_file(path, values, unknown, classes))}
+        labels = tuple(known)
+    numbers = []
+    for line, value in values:
+        digits = NUMBER.fullmatch(value) if isinstance(value, str) and value not in known else None
+        number = int(digits[1]) if digits else known.get(value) if isinstance(value, str) else value
+        if number is None or not -(2**63) <= number < 2**63:
+            raise ConfigError(
+                f"{path} line {line}: unknown label {value!r}; known: {', '.join(list(known)[:8]) or 'numbers'}",
+                "use a name that the model knows, or the number of the class",
+            )
+        numbers.append(number)
+    return numbers, None if labels is None else tuple(labels)
+
+
+def _names_of_file(
+    path: Path, values: Sequence[tuple[int, int | str]], names: Sequence[tuple[int, str]], classes: int | None
+) -> list[str]:
+    """The sorted names of a file whose model has none; they must be all the labels there are."""
+    if len(names) < len(values):
+        line, name = names[0]
+        raise ConfigError(f"{path} line {line}: label {name!r} is a name, others are numbers", "use one of the two")
+    found = sorted({name for _, name in names})
+    if classes is not None and len(found) != classes:
+        raise ConfigError(
+            f"{path}: {len(found)} different label names ({', '.join(found[:4])} …), the model has {classes} classes",
+            "use numbers, or save the names in the model's config.json (id2label)",
+        )
+    return found
 
 
 def _lines(path: Path, stream: BinaryIO) -> Iterator[str]:

@@ -18,7 +18,7 @@ from edgesdk.data import Dataset
 from edgesdk.encode import encoded_for
 from edgesdk.errors import VerifyError
 from edgesdk.package import Package
-from edgesdk.transformer.spec import TokenEmbedding, TransformerSpec
+from edgesdk.transformer.spec import TokenEmbedding, TransformerSpec, is_dynamic
 
 Array = NDArray[Any]
 Integers = NDArray[np.int64]
@@ -60,11 +60,6 @@ class DynamicFigures:
         for name in ("left", "runs"):
             document[name] = {str(layer): round(share, 6) for layer, share in document[name].items()}
         return document | {"macs_share": round(self.share, 6)}
-
-
-def is_dynamic(spec: TransformerSpec) -> bool:
-    """Whether the work depends on the input by more than its length."""
-    return bool(spec.exits()) or any(layer.gate for layer in spec.layers)
 
 
 def lengths_of(spec: TransformerSpec, data: Dataset) -> Integers:

@@ -13,7 +13,7 @@ from edgesdk.data import Dataset
 from edgesdk.encode import encoded_for
 from edgesdk.errors import VerifyError
 from edgesdk.package import Package
-from edgesdk.transformer.spec import TransformerSpec
+from edgesdk.transformer.spec import TransformerSpec, is_dynamic
 
 
 def run_graph(
@@ -75,8 +75,7 @@ def run_rows(package: Package, inputs: Mapping[str, NDArray[Any]]) -> NDArray[An
     """Outputs [N, …] of a package as a board gives them: without the padding behind a row where the output allows it,
     and one row at a time where scales, exits or gates would follow the batch."""
     mask = inputs.get("attention_mask")
-    dynamic = any(layer.gate or layer.exit for layer in package.spec.layers)
-    alone = package.scheme.endswith("-dynamic") or dynamic
+    alone = package.scheme.endswith("-dynamic") or is_dynamic(package.spec)
     if mask is None or package.spec.output not in ("logits", "embedding"):
         return run_graph(package.graph, inputs, batch=1 if alone else 64)
     lengths = mask.sum(1)

@@ -102,7 +102,7 @@ def import_job(
     if len(evaluation) == 0:
         raise ConfigError("the evaluation data is empty", "give at least one row")
     if train is None:
-        validation = calibration = evaluation.head(CALIBRATION_ROWS)
+        validation = calibration = evaluation.sample(CALIBRATION_ROWS, seed)
         notes.append(
             f"no training data was given: calibration and stage figures use {len(calibration)} rows of the evaluation "
             "data, so its accuracy is not independent of them"
@@ -111,10 +111,7 @@ def import_job(
         train, validation = train.split(VALIDATION_SHARE, seed)
         if len(train) >= HOLDOUT_FROM_ROWS:
             train, holdout = train.split(VALIDATION_SHARE, seed + 1)
-        calibration = train
-        if len(train) > CALIBRATION_ROWS:
-            # Files are often sorted by label: the first rows would calibrate on a few classes.
-            calibration = train.split(CALIBRATION_ROWS / len(train), seed)[1]
+        calibration = train.sample(CALIBRATION_ROWS, seed)
     package = source.package(evaluation, calibration)
     return Job(package, evaluation, train, validation, calibration, tuple(notes), holdout)
 

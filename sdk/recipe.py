@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from edgesdk.errors import ConfigError
 from edgesdk.files import canonical_json, sha256_bytes
@@ -35,7 +36,7 @@ class _Document(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     goals: dict[str, str] = {}
     default: bool = True
-    stages: list[dict[str, Any]] = []
+    stages: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _parse(text: str, name: str, where: str) -> list[Recipe]:
     try:
         document = _Document.model_validate(loaded)
     except ValidationError as problem:
-        raise _config_error(f"recipe {where}", problem, list(_Document.model_fields)) from problem
+        raise _config_error(f"recipe {where}", problem, _Document.model_fields) from problem
     recipes: list[Recipe] = []
     lines = _lines(text)
     entries = [
@@ -155,7 +156,7 @@ def _lines(text: str) -> tuple[int, ...]:
     """The lines, from 1, at which the entries of `stages` begin; empty where they cannot be told."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if isinstance(root, yaml.MappingNode):
-        for key, value in root.value:
+        for key, value in reversed(root.value):  # of a key that is given twice the last counts
             if key.value == "stages" and isinstance(value, yaml.SequenceNode):
                 return tuple(entry.start_mark.line + 1 for entry in value.value)
     return ()
@@ -168,8 +169,13 @@ def _check_size(counts: Sequence[int], where: str) -> None:
         )
 
 
-def _expand(entry: Mapping[str, Any], at: str) -> list[tuple[str, Stage]]:
+def _expand(entry: Any, at: str) -> list[tuple[str, Stage]]:
     """The stages that one entry stands for, each with a label of its searched values (empty without a search)."""
+    if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry):
+        raise ConfigError(
+            f"{at}: expected a stage with its options, found {reprlib.repr(entry)[:200]}",
+            "write it as in `- stage: quantize.ptq`",
+        )
     values = dict(entry)
     name = values.pop("stage", None)
     if not isinstance(name, str) or name not in STAGES:
@@ -185,20 +191,44 @@ def _expand(entry: Mapping[str, Any], at: str) -> list[tuple[str, Stage]]:
         try:
             options = options_type.model_validate({**values, **chosen})
         except ValidationError as problem:
-            raise _config_error(f"{at} ({name})", problem, list(options_type.model_fields)) from problem
+            raise _config_error(f"{at} ({name})", problem, options_type.model_fields) from problem
         stages.append((",".join(f"{key}={value}" for key, value in chosen.items()), STAGES[name](options)))
     if not stages:
-        raise ConfigError(f"{at} ({name}): an empty list leaves nothing to try")
+        raise ConfigError(f"{at} ({name}): an empty list leaves nothing to try", "give a value, or a list of them")
     return stages
 
 
-def _config_error(where: str, problem: ValidationError, known: list[str]) -> ConfigError:
+def _config_error(where: str, problem: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
+    """What is wrong with the first bad key, what was found there, and what to try; in words of recipes."""
     # A misspelt key is also a missing one: say the misspelling.
     first = min(problem.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
+    place = [str(part) for part in first["loc"] if part != "[key]"]
+    known = "known keys: " + ", ".join(fields)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "known keys: " + ", ".join(known)
-        return ConfigError(f"{where}: unknown key {key!r}", hint)
-    # YAML aliases make a small file a huge value: only its beginning is shown.
-    return ConfigError(f"{where}: {key}: {first['msg']}, found {reprlib.repr(first.get('input'))[:200]}")
+        near = difflib.get_close_matches(place[-1], fields, 1)
+        return ConfigError(f"{where}: unknown key {'.'.join(place)!r}", f"did you mean {near[0]!r}?" if near else known)
+    # Values are hostile and YAML aliases make a small file a huge one: only the beginning is shown.
+    found = reprlib.repr(first.get("input"))[:200]
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = re.sub("a valid dictionary( or instance of \\w+)?", "a mapping of keys to values", message)
+    if not place:
+        return ConfigError(f"{where}: {message}, found {found}", known)
+    field = fields.get(place[0])
+    if field is not None and len(place) > 1 and field.description:  # of a choice of types: none fits
+        return ConfigError(f"{where}: {place[0]}: expected {field.description}, found {found}", f"change {place[0]}")
+    if first["type"] == "missing":
+        return ConfigError(f"{where}: {place[0]}: {message}, found {found}", f"add {place[0]}{_advice(field)}")
+    if first["type"] == "string_type" and isinstance(first.get("input"), (bool, int, float)):
+        hint = f"write the value of {place[0]} in quotes, or YAML reads a number or a truth value"
+    else:
+        hint = f"change {place[0]}{_advice(field)}"
+    return ConfigError(f"{where}: {'.'.join(place)}: {message}, found {found}", hint)
+
+
+def _advice(field: FieldInfo | None) -> str:
+    """What a field takes, or that it may be left out."""
+    if field is None:
+        return ""
+    if field.is_required():
+        return f": {field.description}" if field.description else ""
+    return ", or leave it out" + ("" if field.default in (None, "", [], {}) else f" for {str(field.default)[:50]}")

@@ -39,7 +39,8 @@ class BaselineRecord:
 @dataclass(frozen=True)
 class Figures:
     """What a stage changes: bytes of the package's model, parameters, multiply-accumulates in the worst case, accuracy
-    (fraction). `work` holds what `edgesdk.dynamic_report.dynamic_metrics` says where the work depends on the input."""
+    (fraction). `work` holds what `edgesdk.dynamic_report.dynamic_metrics` says where the work depends on the input,
+    and figures of the stage's own."""
 
     bytes: int | None = None
     parameters: int | None = None

@@ -11,6 +11,8 @@ from edgesdk.package import Package
 
 # Largest difference of ONNX Runtime and torch on the golden inputs, relative to max(1, |y|).
 FLOAT_TOLERANCE = 1e-4
+# Share of a float matrix that may be zero by itself, outside the blocks that are structural.
+STRAY_ZEROS = 0.01
 
 
 def verify(package: Package) -> None:
@@ -29,6 +31,7 @@ def verify(package: Package) -> None:
     for name, value in package.weights.items():
         if not np.isfinite(value).all():
             raise VerifyError(f"{where}: weight {name!r} holds NaN or infinity")
+    verify_zeros(package)
     verify_encodings(package)
     if write_graph(package.spec, package.weights, package.encodings) != package.graph:
         raise VerifyError(f"{where}: graph/model.onnx is not the graph of its spec, weights and encodings")
@@ -43,6 +46,30 @@ def verify(package: Package) -> None:
         _same(where, "the ONNX graph", outputs, reference)
     elif (quality := sqnr_db(samples.golden_outputs, outputs)) < 60.0:
         raise VerifyError(f"{where}: golden_outputs differ from the graph's outputs (SQNR {quality:.1f} dB < 60)")
+
+
+def verify_zeros(package: Package) -> None:
+    """The zeros follow the patterns of `spec.sparse`: with N:M at most N of each M inputs are not zero; with RxC zeros
+    fill whole blocks (in float packages: quantization rounds others to zero). `unstructured` says nothing of places.
+
+    Raises:
+        VerifyError: naming the matrix and its pattern.
+    """
+    for name, pattern in package.spec.sparse.items():
+        kept = package.weights[f"{name}.weight"] != 0
+        where = f"package {package.name!r}: weight {name!r} is not sparse as transformer.json says ({pattern})"
+        if ":" in pattern:
+            most, group = (int(number) for number in pattern.split(":"))
+            counts = np.add.reduceat(kept, np.arange(0, kept.shape[1], group), 1, dtype=np.int64)
+            if counts.max() > most:
+                raise VerifyError(f"{where}: {counts.max()} of {group} neighbouring inputs are not zero")
+        elif "x" in pattern and package.encodings is None:
+            rows, columns = (int(number) for number in pattern.split("x"))
+            blocks = np.logical_or.reduceat(kept, np.arange(0, kept.shape[0], rows), 0)
+            blocks = np.logical_or.reduceat(blocks, np.arange(0, kept.shape[1], columns), 1)
+            whole = np.repeat(np.repeat(blocks, rows, 0), columns, 1)[: kept.shape[0], : kept.shape[1]]
+            if (stray := int((whole & ~kept).sum())) > STRAY_ZEROS * kept.size:
+                raise VerifyError(f"{where}: {stray} zeros lie in blocks that hold other weights")
 
 
 def verify_encodings(package: Package) -> None:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from edgesdk.encode import packaged_tokenizer
 from edgesdk.errors import ModelError
 
+LARGEST_ID = 1 << 22
+"""More than any vocabulary has; a list of all ids is made."""
 KINDS = "only WordPiece vocabularies (BERT, DistilBERT) can be made smaller"
 # Word piece tokenizers read a vocab.txt alone, too.
 WORDPIECE_CLASSES = ("bert", "distilbert", "electra", "mobilebert", "mpnet")
@@ -53,6 +55,10 @@ class WordPiece:
         """What words are split into."""
         return frozenset(self.ids) - self.special
 
+    def token(self, index: int) -> str:
+        """The piece of an id, [UNK] for ids that no piece has: tables may have more rows than the tokenizer tokens."""
+        return (self.tokens[index] if 0 <= index < len(self.tokens) else "") or self.unknown
+
     def words(self, text: str) -> list[str]:
         """Normalized words of a text."""
         normalizer, splitter = self.backend.normalizer, self.backend.pre_tokenizer
@@ -71,10 +77,10 @@ class WordPiece:
     ) -> dict[str, NDArray[np.int64]]:
         """Rows [N, S] in the tokens of `new`, as encoding their texts again would give them: words are put together
         and split anew, special tokens stay, rows that grow beyond S lose pieces in front of their last token."""
-        pad = new.ids.get(self.tokens[int(ids[mask == 0][0])], 0) if (mask == 0).any() else 0
+        pad = new.ids.get(self.token(int(ids[mask == 0][0])), 0) if (mask == 0).any() else 0
         made = {"input_ids": np.full_like(ids, pad), "attention_mask": np.zeros_like(mask)}
         for row, length in enumerate(mask.sum(1)):
-            tokens = [self.tokens[int(index)] for index in ids[row, :length]]
+            tokens = [self.token(int(index)) for index in ids[row, :length]]
             found = [new.ids[piece] for piece in self._split_anew(tokens, new)]
             if len(found) > ids.shape[1]:
                 found = [*found[: ids.shape[1] - 1], found[-1]]
@@ -118,7 +124,7 @@ def read_wordpiece(preprocess: Mapping[str, bytes]) -> WordPiece:
     """The WordPiece tokenizer in the files of a package.
 
     Raises:
-        ModelError: there is no tokenizer, or it is of another kind.
+        ModelError: there is no tokenizer, it is of another kind, or its ids are no vocabulary's.
         ConfigError: its files do not load.
     """
     tokenizer = packaged_tokenizer(preprocess)
@@ -132,6 +138,8 @@ def read_wordpiece(preprocess: Mapping[str, bytes]) -> WordPiece:
         raise ModelError(f"its tokenizer is {model.get('type') or type(tokenizer.inner).__name__}", KINDS)
     added = {entry["content"]: entry["id"] for entry in document.get("added_tokens") or ()}
     numbered = {**model["vocab"], **added}
+    file = "tokenizer.json" if "tokenizer.json" in preprocess else "vocab.txt"
+    _check_ids(numbered, model["unk_token"], file)
     tokens = [""] * (max(numbered.values()) + 1)
     for token, index in numbered.items():
         tokens[index] = token
@@ -140,6 +148,18 @@ def read_wordpiece(preprocess: Mapping[str, bytes]) -> WordPiece:
         tuple(tokens), frozenset(special & set(tokens)), model["unk_token"], model["continuing_subword_prefix"],
         int(model["max_input_chars_per_word"]), backend,
     )
+
+
+def _check_ids(numbered: Mapping[str, int], unknown: str, file: str) -> None:
+    largest = max(numbered, key=lambda token: numbered[token], default="")
+    if unknown not in numbered:
+        raise ModelError(f"{file} of the package: no token {unknown[:50]!r} for unknown words", KINDS)
+    if numbered[largest] > LARGEST_ID:
+        raise ModelError(f"{file} of the package: token {largest[:50]!r} has id {numbered[largest]}, over {LARGEST_ID}")
+    if len(set(numbered.values())) < len(numbered):
+        twice, _ = Counter(numbered.values()).most_common(1)[0]
+        found = [token[:50] for token, index in numbered.items() if index == twice][:2]
+        raise ModelError(f"{file} of the package: id {twice} belongs to {found[0]!r} and {found[1]!r}")
 
 
 def _check_class(preprocess: Mapping[str, bytes]) -> None:

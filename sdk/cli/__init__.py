@@ -1,4 +1,4 @@
-"""The `edgesdk` command: build, plan, bench, select, verify, report, boards …, recipe …."""
+"""The `edgesdk` command: build, plan, bench, select, verify, report, sensitivity, boards …, recipe …."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from edgesdk.cli import boards, building, recipes, results
+from edgesdk.cli import boards, building, recipes, results, sensitivity
 from edgesdk.errors import EdgeSDKError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 building.register(app)
 results.register(app)
+sensitivity.register(app)
 app.add_typer(boards.app, name="boards")
 app.add_typer(recipes.app, name="recipe")
 

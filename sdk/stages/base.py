@@ -107,7 +107,7 @@ class Context:
 @dataclass(frozen=True)
 class Change:
     """What `apply` gives back; None keeps what the package has. A stage that changes the tokenizer gives `preprocess`
-    and the sample inputs in its new tokens."""
+    and the sample inputs in its new tokens. `figures` of the work go into the lineage beside the metrics."""
 
     spec: TransformerSpec | None = None
     weights: Mapping[str, NDArray[np.float32]] | None = None
@@ -115,6 +115,7 @@ class Change:
     preprocess: Mapping[str, bytes] | None = None
     calibration: Mapping[str, NDArray[Any]] | None = None
     golden_inputs: Mapping[str, NDArray[Any]] | None = None
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Stage(ABC):
@@ -198,7 +199,7 @@ def run_stage(stage: Stage, package: Package, context: Context) -> Package:
         seed=context.seed,
         parent=content_digest(package),
         metrics_before=_metrics(package, given),
-        metrics_after=_metrics(changed, given),
+        metrics_after={**_metrics(changed, given), **change.figures},
         bytes_before=len(package.graph),
         bytes_after=len(changed.graph),
         parameters_before=package.spec.parameters(),

@@ -9,15 +9,16 @@ divergence of the relations Q·Qᵀ, K·Kᵀ and V·Vᵀ of the last layers, hea
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgesdk.encode import encoded_for
 from edgesdk.errors import EdgeSDKError, StageError
-from edgesdk.package import Package, read_package
+from edgesdk.package import Package, package_digest, read_package
 from edgesdk.package_files import read_manifest
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage
 from edgesdk.stages.train import TrainingOptions, fit
@@ -25,11 +26,25 @@ from edgesdk.stages.train import TrainingOptions, fit
 
 class DistillOptions(TrainingOptions):
     """`hidden` and `attention` weigh the losses inside the model, 0 leaves them out; `teacher` is the path of an
-    .edgepkg of the same task and labels, by default the imported model teaches."""
+    .edgepkg of the same task and labels, by default the imported model teaches. `teacher_digest` is filled in, so that
+    lineage and cache know who taught."""
 
     hidden: float = Field(default=0.0, ge=0, le=1000)
     attention: float = Field(default=0.0, ge=0, le=1000)
     teacher: str | None = None
+    teacher_digest: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _digest(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("teacher"), str):
+            return values
+        if values.get("teacher_digest") is not None:
+            return values
+        try:
+            return {**values, "teacher_digest": package_digest(values["teacher"])}
+        except EdgeSDKError:  # `requires` says what is wrong with it
+            return values
 
 
 class Distill(Stage):
@@ -65,6 +80,17 @@ class Distill(Stage):
             fit(module, context, self.options, recovery_loss(context, self.options), what=self.name)
         return Change(weights=weights_of(module))
 
+    def _read(self, path: str) -> Package:
+        """The package of another teacher.
+
+        Raises:
+            StageError: it is another one than when the recipe was read. PackageError: see `read_package`.
+        """
+        teacher = read_package(path)
+        if package_digest(path) != self.options.teacher_digest:
+            raise StageError(f"stage distill: teacher {path} is not the package that the recipe was read with")
+        return teacher
+
     def _teacher(self, package: Package, context: Context) -> Package:
         """The teacher, which must answer the same question.
 
@@ -72,7 +98,7 @@ class Distill(Stage):
             StageError: another task, other outputs or other labels.
         """
         where = "the imported model" if self.options.teacher is None else self.options.teacher
-        teacher = context.teacher if self.options.teacher is None else read_package(self.options.teacher)
+        teacher = context.teacher if self.options.teacher is None else self._read(self.options.teacher)
         for what, own, found in (
             ("task", package.task, teacher.task),
             ("output", package.spec.output, teacher.spec.output),

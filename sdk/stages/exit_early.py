@@ -23,6 +23,7 @@ from edgesdk.package import Package
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage
 from edgesdk.stages.train import Loss, TrainingOptions, fit
 from edgesdk.transformer.spec import Criterion, Exit, TransformerSpec
+from edgesdk.transformer.spec_check import MOST_EXITS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class ExitEarlyOptions(TrainingOptions):
     """
     Attributes:
         layers: indices of the layers behind which an exit is put, such as "1,2,3"; None: every layer from a third of
-            the depth on but the last.
+            the depth on but the last, evenly spaced ones where these are more than `MOST_EXITS`.
         criterion: what decides that an input leaves: its confidence, its entropy, or exits that agree.
         training: `joint` trains the whole model, `frozen` only the exits: the last answer stays as it is.
         last: share of the last answer in the loss; the exits share the rest.
@@ -76,12 +77,16 @@ class ExitEarly(Stage):
 
     def _layers(self, spec: TransformerSpec) -> tuple[int, ...]:
         depth = len(spec.layers)
-        if self.options.layers is None:
-            chosen = tuple(index for index in range(depth - 1) if 3 * (index + 1) >= depth)
-            if not chosen:
-                raise StageError(f"a model of {depth} layers has none behind which an exit would save work")
-            return chosen
-        return parse_layers(self.options.layers, depth - 1)
+        if self.options.layers is not None:
+            named = parse_layers(self.options.layers, depth - 1)
+            if len(named) > MOST_EXITS:
+                raise StageError(f"layers: {len(named)} exits, a graph can hold {MOST_EXITS}; name fewer layers")
+            return named
+        chosen = [index for index in range(depth - 1) if 3 * (index + 1) >= depth]
+        if not chosen:
+            raise StageError(f"a model of {depth} layers has none behind which an exit would save work")
+        spaced = np.linspace(0, len(chosen) - 1, min(len(chosen), MOST_EXITS)).round().astype(int)
+        return tuple(chosen[place] for place in spaced)
 
     def ensures(self, outline: Outline) -> Outline:
         exits = self._layers(outline.spec)

@@ -10,8 +10,8 @@ The promise: with probability 1 − `delta` over the draw of the held-out rows, 
 Among the thresholds that are proven to keep it, those with the smallest mean MACs are taken. `exit_policy.py` says
 why the promise holds. The paths of thresholds come from the validation data, the proof from the held-out rows, which no
 training has seen. Where there are none, half of the validation data proves, and the promise is as much weaker as
-training has looked at it (the progress says so). Nothing is trained here, so the stage may and should come after
-quantization: it runs the package's own graph.
+training has looked at it; progress and report say so (`proof.rows`, `.worse`, `.better`, `.held_out` of the lineage).
+Nothing is trained here, so the stage may and should come after quantization: it runs the package's own graph.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class ExitThresholds(Stage):
     def apply(self, package: Package, context: Context) -> Change:
         options, criterion = self.options, self._criterion(package.spec)
         tuning, held = _tables(package, context, criterion, self.name)
+        held_out = _held_out(context) is not None
         if criterion == "patience":
             path = patience_path(held.doubt.shape[1])
         elif options.thresholds == "common":
@@ -90,7 +91,13 @@ class ExitThresholds(Stage):
             raise StageError(f"stage {self.name}: {self._unproven(path, tuning, held, count)}", HINT)
         limits = path[int(np.argmin(costs))]
         exits = [index for index, layer in enumerate(package.spec.layers) if layer.exit is not None]
-        return Change(spec=with_thresholds(package.spec, _thresholds(exits, limits, criterion), criterion))
+        worse, better = held.changes(limits)
+        return Change(
+            spec=with_thresholds(package.spec, _thresholds(exits, limits, criterion), criterion),
+            figures={
+                "proof.rows": len(held), "proof.worse": worse, "proof.better": better, "proof.held_out": int(held_out),
+            },
+        )
 
     def _unproven(self, path: NDArray[np.float64], tuning: ExitTable, held: ExitTable, count: int) -> str:
         """Why no thresholds can be promised, in numbers."""
@@ -112,10 +119,16 @@ class ExitThresholds(Stage):
 HINT = "give more held-out rows, raise risk or delta, or train the exits for longer"
 
 
+def _held_out(context: Context) -> Dataset | None:
+    """The rows that neither training nor the path has seen; None where there are none."""
+    holdout = context.holdout
+    return None if holdout is None or holdout.digest == context.validation.digest else holdout
+
+
 def _tables(package: Package, context: Context, criterion: Criterion, what: str) -> tuple[ExitTable, ExitTable]:
     """(rows that choose the path, rows that prove)."""
-    holdout, validation = context.holdout, context.validation
-    if holdout is not None and holdout.digest != validation.digest:
+    holdout, validation = _held_out(context), context.validation
+    if holdout is not None:
         return exit_table(package, validation, criterion), exit_table(package, holdout, criterion)
     context.progress(f"{what}: no held-out rows: half of the validation data proves, a weaker promise", 0, 1)
     if len(validation) < 2:

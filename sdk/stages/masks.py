@@ -52,6 +52,25 @@ def parse(pattern: str) -> Pattern:
     raise ValueError(f"pattern {pattern[:50]!r}, expected unstructured, N:M (2:4) or RxC (4x4)")
 
 
+def together(before: str | None, after: str) -> str:
+    """The strongest pattern that holds for certain where zeros of `after` come to those of `before`.
+
+    N:M holds whatever else becomes zero. Blocks hold among larger ones that they divide; else nothing does but
+    `unstructured`.
+    """
+    if before is None:
+        return after
+    old, new = parse(before), parse(after)
+    if old.kept is not None and new.kept is not None:
+        return before if old.kept / old.columns < new.kept / new.columns else after
+    if old.kept is not None or new.kept is not None:
+        return before if new.kept is None else after
+    for small, large, pattern in ((old, new, before), (new, old, after)):
+        if large.rows % small.rows == 0 and large.columns % small.columns == 0:
+            return pattern
+    return "unstructured"
+
+
 def choose(scores: Mapping[str, Scores], pattern: Pattern, sparsity: float, allocate: Allocation) -> dict[str, Mask]:
     """Which weights stay, for each matrix; `sparsity` is the share of blocks that go (N:M goes by N and M)."""
     if pattern.kept is not None:

@@ -19,7 +19,9 @@ from edgesdk.transformer.spec import Layer
 class PruneHeadsOptions(PruneUnitsOptions):
     """`keep`: the number of query heads that stay in each layer (6), or the share of them (0.5; 1.0 keeps all)."""
 
-    keep: Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(strict=True, gt=0, le=1)]
+    keep: Annotated[int, Field(strict=True, ge=1)] | Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+        description="a number of heads, such as 6, or a share below 1, such as 0.5"
+    )
     scope: str = "layers.*.attention"
     importance: Importance = "fisher"
 

@@ -34,7 +34,7 @@ class PruneLayersOptions(Options):
     keep: (
         Annotated[int, Field(strict=True, ge=1, le=1000)]
         | Annotated[str, Field(strict=True, pattern=r"^[0-9]{1,3}(,[0-9]{1,3})*$")]
-    )
+    ) = Field(description='a number of layers, such as 3, or which ones as a text, such as "0,2,5"')
     importance: Literal["first", "last", "uniform", "cosine", "taylor", "fisher", "greedy"] = "uniform"
     samples: int = Field(default=512, ge=1, le=100_000)
 

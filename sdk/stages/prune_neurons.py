@@ -15,7 +15,7 @@ from edgesdk.transformer.spec import Layer
 class PruneNeuronsOptions(PruneUnitsOptions):
     """`keep` is the share of neurons that stay; widths are rounded to `multiple`, which the kernels like."""
 
-    keep: float = Field(gt=0, le=1)
+    keep: float = Field(gt=0, le=1, description="the share of neurons that stay, such as 0.5")
     scope: str = "layers.*.ffn"
     multiple: int = Field(default=4, ge=1, le=64)
 

@@ -12,6 +12,9 @@ The sizes of embeddings decide those of small models: of MiniLM's 22.7 M paramet
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +25,6 @@ from pydantic import Field, model_validator
 
 from edgesdk.data_files import TEXT_LIMIT, read_text
 from edgesdk.errors import ModelError, StageError
-from edgesdk.files import sha256_file
 from edgesdk.package import Package
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage
 from edgesdk.transformer.spec import TokenEmbedding
@@ -35,7 +37,7 @@ class PruneVocabularyOptions(Options):
     line, or a .csv or .jsonl file with texts; without, the training texts are counted. `max_length` also cuts the table
     of positions. `corpus_sha256` is filled in, so that lineage and cache know what was read."""
 
-    size: int = Field(ge=1, le=1 << 24)
+    size: int = Field(ge=1, le=1 << 24, description="the number of tokens that stay, such as 8000")
     corpus: str | None = None
     corpus_sha256: str | None = None
     max_length: int | None = Field(default=None, ge=1, le=1 << 24)
@@ -44,13 +46,13 @@ class PruneVocabularyOptions(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _digest(cls, values: Any) -> Any:
+    def _fill_in_digest(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or not isinstance(values.get("corpus"), str):
             return values
         if values.get("corpus_sha256") is not None:
             return values
         try:
-            return {**values, "corpus_sha256": sha256_file(Path(values["corpus"]))}
+            return {**values, "corpus_sha256": _digest(Path(values["corpus"]))}
         except (OSError, ValueError) as problem:
             raise ValueError(f"corpus {values['corpus'][:200]!r} is not readable: {problem}") from problem
 
@@ -75,6 +77,11 @@ class PruneVocabulary(Stage):
             )
         if outline.spec.lm_head:
             reasons.append("its vocabulary is the model's output too (lm_head)")
+        elif outline.spec.pooling == "none":
+            reasons.append(
+                "the model's output has a row for each token (hidden_states), and texts become other tokens: nothing "
+                "could be compared with the model before; use one with pooling"
+            )
         if self.options.size > embedding.vocabulary:
             reasons.append(f"size is {self.options.size}, the vocabulary has {embedding.vocabulary} tokens")
         if (self.options.max_length or 1) > embedding.max_length:
@@ -145,8 +152,8 @@ class PruneVocabulary(Stage):
         if self.options.corpus is not None:
             path = Path(self.options.corpus)
             try:
-                found = sha256_file(path)
-            except OSError as problem:
+                found = _digest(path)
+            except (OSError, ValueError) as problem:
                 raise StageError(f"stage {self.name}: corpus {path}: not readable: {problem}") from problem
             if found != self.options.corpus_sha256:
                 raise StageError(f"stage {self.name}: corpus {path} is not the file that the recipe was read with")
@@ -156,16 +163,33 @@ class PruneVocabulary(Stage):
         yield from trained or context.calibration.texts or ()
 
 
+def _digest(path: Path) -> str:
+    """SHA-256 of a corpus. Devices and pipes, which may have no end, are not read.
+
+    Raises:
+        OSError, ValueError: not readable, no regular file, or too large.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # without, opening a pipe waits for its writer
+
+    with open(path, "rb", opener=opener) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > TEXT_LIMIT:
+            raise ValueError(f"it has {status.st_size} bytes, at most {TEXT_LIMIT >> 30} GiB are read; give a part")
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _corpus(path: Path) -> list[str]:
     """Texts of a file, at least one.
 
     Raises:
-        StageError: too large, not UTF-8, or empty. ConfigError: a broken .csv or .jsonl file.
+        StageError: not UTF-8, or empty. ConfigError: a broken .csv or .jsonl file.
     """
     if path.suffix.lower() in (".csv", ".jsonl"):
         return read_text(path, False)[0]
-    if path.stat().st_size > TEXT_LIMIT:
-        raise StageError(f"corpus {path}: more than {TEXT_LIMIT >> 30} GiB", "give a part of it")
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as problem:

@@ -20,7 +20,7 @@ from edgesdk.encodings import input_activation
 from edgesdk.errors import StageError
 from edgesdk.package import Package
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage, scope_matches
-from edgesdk.stages.masks import Allocation, Pattern, choose, parse
+from edgesdk.stages.masks import Allocation, Pattern, choose, parse, together
 from edgesdk.stages.train import TrainingOptions
 from edgesdk.stages.units import Weights
 from edgesdk.transformer.spec import TransformerSpec
@@ -89,8 +89,9 @@ class PruneWeights(Stage):
 
     def ensures(self, outline: Outline) -> Outline:
         pattern = self._pattern(outline.sparse_block)
-        sparse = {**outline.spec.sparse, **dict.fromkeys(self._names(outline.spec), pattern)}
-        return dataclasses.replace(outline, spec=dataclasses.replace(outline.spec, sparse=sparse))
+        known = outline.spec.sparse
+        sparse = {name: together(known.get(name), pattern) for name in self._names(outline.spec)}
+        return dataclasses.replace(outline, spec=dataclasses.replace(outline.spec, sparse={**known, **sparse}))
 
     def apply(self, package: Package, context: Context) -> Change:
         outline = context.outline(package)

@@ -31,7 +31,7 @@ from edgesdk.stages.base import Change, Context, Options, Outline, Stage
 from edgesdk.stages.calibrate import Calibrator, Histograms, Ranges, encode, fitted, weight_encoding
 from edgesdk.stages.observe import InputStatistics, inputs_of, observe
 from edgesdk.stages.rounding import adaround, gptq
-from edgesdk.stages.sensitivity import TOKENS, by_loss, by_size, lowerable, sensitivity
+from edgesdk.stages.sensitivity import TOKENS, by_loss, by_size, loss_of, lowerable, sensitivity
 from edgesdk.stages.smooth import smooth, smoothed_activations
 from edgesdk.transformer.quantize import dequantized
 
@@ -106,7 +106,7 @@ class QuantizePtq(Stage):
 
     def apply(self, package: Package, context: Context) -> Change:
         options, static = self.options, not self.options.scheme.endswith("-dynamic")
-        calibration = context.calibration.head(options.samples)
+        calibration = context.calibration.sample(options.samples, context.seed)
         given = package
         if options.smooth is not None:
             package = _smoothed(package, calibration.inputs, options.smooth)
@@ -125,6 +125,10 @@ class QuantizePtq(Stage):
             low = self._mixed(package, context, low, encodings)
         chosen = encodings(low)
         weights = self._rounded(package, chosen, statistics, context)
+        while options.max_loss is not None and self._loses(package, weights, chosen, context, bool(low)):
+            low = low[: len(low) * 3 // 4]  # the most sensitive are the last
+            chosen = encodings(low)
+            weights = self._rounded(package, chosen, statistics, context)
         self._check_size(package, weights, chosen)
         changed = any(value is not given.weights[name] for name, value in weights.items())
         return Change(weights=weights if changed else None, encodings=chosen)
@@ -184,6 +188,23 @@ class QuantizePtq(Stage):
         """`max_bytes` as bytes of the ONNX file."""
         wanted = self.options.max_bytes or 0.0
         return int(wanted * package.baseline.bytes) if wanted <= 1 else int(wanted)
+
+    def _loses(
+        self, package: Package, weights: Weights, encodings: Encodings, context: Context, more: bool
+    ) -> bool:
+        """Whether what rounding and bias correction made loses more than `max_loss`; their choice was measured without.
+
+        Raises:
+            StageError: it does, and no `more` matrices can get 8 bits.
+        """
+        assert self.options.max_loss is not None
+        lost = loss_of(package, weights, encodings, context.validation)
+        if lost > self.options.max_loss and not more:
+            raise StageError(
+                f"{self.name}: {lost:.2f} points are lost after rounding ({self.options.rounding}) with every matrix "
+                f"at 8 bits, max_loss allows {self.options.max_loss:g}", "raise max_loss, or choose another rounding",
+            )
+        return lost > self.options.max_loss
 
     def _check_size(self, package: Package, weights: Weights, encodings: Encodings) -> None:
         """Rounding may leave other zeros than the nearest numbers, which sparse storage counts."""

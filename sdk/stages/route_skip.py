@@ -108,7 +108,7 @@ class RouteSkip(Stage):
             module, context, self.options, router.loss, what=self.name, score=router.score,
             after_step=router.after_step,
         )
-        keep_budget(module, context.train.head(ROWS), self.options.budget)
+        keep_budget(module, context.train.sample(ROWS, context.seed), self.options.budget)
         return Change(spec=spec, weights=weights_of(module))
 
 

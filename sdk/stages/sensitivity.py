@@ -9,7 +9,7 @@ the place of the Hessian's).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgesdk.data import Dataset
 from edgesdk.encodings import Encodings, is_float_linear
 from edgesdk.errors import StageError
-from edgesdk.evaluate import accuracy, cosines, run_graph, sqnr_db
+from edgesdk.evaluate import accuracy, cosines, run_rows, sqnr_db
 from edgesdk.package import Package
 from edgesdk.stages.base import Context
 from edgesdk.stages.calibrate import weight_bytes, weight_encoding
@@ -90,7 +90,7 @@ def sensitivity(
     unknown = [name for name in chosen if name not in package.weights or package.weights[name].ndim != 2]
     if unknown:
         raise StageError(f"sensitivity: {unknown[0]!r} is no matrix of this model")
-    data = context.calibration.head(min(samples, MOST_ROWS))
+    data = context.calibration.sample(min(samples, MOST_ROWS), context.seed)
     module = build(package.spec, package.weights)
     state = dict(module.named_parameters())
     reference = _outputs(module, data)
@@ -190,10 +190,8 @@ def by_loss(
     Raises:
         StageError: it loses more with every matrix at 8 bits.
     """
-    from edgesdk.transformer.graph import write_graph
-
     names = order(rows)
-    reference = run_graph(package.graph, data.inputs)
+    reference = run_rows(package, data.inputs)
 
     def loss(count: int) -> float:
         chosen = encodings(names[:count])
@@ -201,9 +199,7 @@ def by_loss(
             name: dequantized(value, chosen.weights[name]) if name in names[:count] else value
             for name, value in package.weights.items()
         }
-        batch = 1 if chosen.scheme.endswith("-dynamic") else BATCH
-        outputs = run_graph(write_graph(package.spec, weights, chosen), data.inputs, batch=batch)
-        return points_lost(package, data, reference, outputs)
+        return loss_of(package, weights, chosen, data, reference)
 
     least = loss(0)
     if least > limit:
@@ -212,6 +208,20 @@ def by_loss(
             "raise max_loss, try another calibrator, or quantize.qat",
         )
     return names[: _first(len(names) + 1, lambda count: loss(count) > limit) - 1]
+
+
+def loss_of(
+    package: Package, weights: Mapping[str, NDArray[Any]], encodings: Encodings, data: Dataset,
+    reference: NDArray[Any] | None = None,
+) -> float:
+    """Points that a float package loses with these weights and encodings, run as a board runs it; see `by_loss`.
+    `reference`: its outputs where they are known."""
+    from edgesdk.transformer.graph import write_graph
+
+    graph = write_graph(package.spec, weights, encodings)
+    made = dataclasses.replace(package, weights=weights, encodings=encodings, graph=graph)
+    reference = run_rows(package, data.inputs) if reference is None else reference
+    return points_lost(package, data, reference, run_rows(made, data.inputs))
 
 
 def points_lost(package: Package, data: Dataset, reference: NDArray[Any], outputs: NDArray[Any]) -> float:

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgesdk.package import Package
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage
+from edgesdk.stages.units import owner as owner_of
 from edgesdk.transformer.spec import TransformerSpec
 
 SIZES = ("heads", "kv_heads", "head_size", "ffn", "ranks")
@@ -59,7 +60,7 @@ class ShareLayers(Stage):
         if (self.options.distinct or 1) > count:
             return [f"distinct is {self.options.distinct}, the model has {count} layers"]
         owners = self._owners(count)
-        if all(_stored(spec, index) == _stored(spec, owner) for index, owner in enumerate(owners)):
+        if all(owner_of(spec, index) == owner_of(spec, first) for index, first in enumerate(owners)):
             return ["no layer would share weights that it does not share already"]
         reasons = []
         for index, owner in enumerate(owners):
@@ -117,14 +118,9 @@ class ShareLayers(Stage):
         return [labels.index(label) for label in labels]
 
 
-def _stored(spec: TransformerSpec, index: int) -> int:
-    share = spec.layers[index].share
-    return index if share is None else share
-
-
 def _patterns(spec: TransformerSpec, index: int) -> dict[str, str]:
     """Part of a layer → pattern of its zeros."""
-    prefix = f"layers.{_stored(spec, index)}."
+    prefix = f"layers.{owner_of(spec, index)}."
     return {name.removeprefix(prefix): value for name, value in spec.sparse.items() if name.startswith(prefix)}
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgesdk.code_digest import code_digest
 from edgesdk.errors import StageError
 from edgesdk.files import canonical_json, sha256_bytes
 from edgesdk.stages.base import Context
@@ -23,7 +24,7 @@ from edgesdk.stages.targets import package_key, validation_score
 from edgesdk.stages.train import Loss, TrainingOptions
 from edgesdk.stages.train_batches import epoch_batches, take_rows
 from edgesdk.stages.train_optimizer import Optimizer
-from edgesdk.stages.train_state import Checkpoint, code_digest, state_digest
+from edgesdk.stages.train_state import Checkpoint, random_states, restore_random_states, state_digest
 from edgesdk.transformer.module import Transformer
 
 __all__ = ["Training", "predict", "rate", "structural_zeros", "token_table"]
@@ -108,7 +109,7 @@ class Training:
         else:
             tensors, facts = stored
             best = self._load(optimizer, tensors)
-            torch.set_rng_state(torch.tensor(list(bytes.fromhex(facts["random"])), dtype=torch.uint8))
+            restore_random_states(tensors, self.device)
             if self.after_step is not None:
                 self.after_step(facts["step"], self.steps)
         saved = time.monotonic()
@@ -132,7 +133,6 @@ class Training:
             self._show(facts)
             due = time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
             if (end or due) and self.checkpoint.path is not None:
-                facts["random"] = bytes(torch.get_rng_state().tolist()).hex()
                 self.checkpoint.write(self._tensors(optimizer, best), facts)
                 saved = time.monotonic()
         self._restore(best)
@@ -208,7 +208,7 @@ class Training:
         state = self._state()
         tensors = {f"now.{name}": value for name, value in state.items()}
         tensors |= {f"best.{name}": best.get(name, value) for name, value in state.items()}
-        return tensors | optimizer.tensors()
+        return tensors | optimizer.tensors() | random_states(self.device)
 
     def _load(self, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Put a checkpoint back; returns the best weights so far."""
@@ -223,11 +223,14 @@ class Training:
 
     def _key(self) -> str:
         """Digest of everything that decides what the training does."""
-        sets = [None if data is None else data.digest for data in (self.context.train, self.context.validation)]
+        given = (self.context.train, self.context.validation, self.context.calibration)
+        sets = [None if data is None else data.digest for data in given]
+        functions = (self.loss, self.score, self.after_step, self.forward_context)
+        modules = {__name__, *(getattr(function, "__module__", "") for function in functions)}
         parts = [
             self.what, repr(self.module.spec), state_digest(self._state()), sorted(self.trained),
             package_key(self.context.teacher), self.options.model_dump(mode="json"), self.context.seed, sets,
-            code_digest(), torch.__version__, self.device.type,
+            sorted({code_digest(name) for name in modules}), torch.__version__, self.device.type,
         ]
         return sha256_bytes(canonical_json(parts))[:32]
 

@@ -5,11 +5,9 @@ Nothing in it is executed. A folder that does not fit (truncated, changed, of an
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from edgesdk.files import atomic_folder, canonical_json, sha256_bytes
 
 # What the facts of a training hold.
 FIELDS: dict[str, type | tuple[type, ...]] = {
-    "step": int, "since": int, "loss": float, "best": (float, type(None)), "scores": list, "random": str,
+    "step": int, "since": int, "loss": float, "best": (float, type(None)), "scores": list,
 }
 TENSORS, FACTS = "state.safetensors", "state.json"
 FORMAT, VERSION = "edgesdk.training", 1
@@ -54,11 +52,12 @@ class Checkpoint:
             return None
         if not isinstance(facts, dict) or (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
             return None
-        if any(not isinstance(facts.get(name), kind) for name, kind in FIELDS.items()):
+        if any(not isinstance(facts.get(name), kind) for name, kind in FIELDS.items()) or facts["step"] < 0:
             return None
         found = {name: (value.shape, value.dtype) for name, value in tensors.items()}
         wanted = {name: (value.shape, value.dtype) for name, value in expected.items()}
-        return (tensors, facts) if facts.get("key") == self.key and found == wanted else None
+        fits = facts.get("key") == self.key and found == wanted and _are_random_states(tensors)
+        return (tensors, facts) if fits else None
 
     def remove(self) -> None:
         """The training is over."""
@@ -75,10 +74,25 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
     return sha256_bytes(canonical_json(parts))
 
 
-@functools.cache
-def code_digest() -> str:
-    """Digest of the code that decides what a step does: state of other code is not gone on with."""
-    root = files("edgesdk")
-    sources = [entry for folder in ("stages", "transformer") for entry in root.joinpath(folder).iterdir()]
-    texts = [(entry.name, entry.read_text()) for entry in sources if entry.name.endswith(".py")]
-    return sha256_bytes(canonical_json(sorted(texts)))
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Where torch's random numbers stand: `random.cpu`, and `random.cuda` where the device is a GPU."""
+    states = {"random.cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else {**states, "random.cuda": torch.cuda.get_rng_state(device)}
+
+
+def restore_random_states(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on from `random_states`."""
+    torch.set_rng_state(tensors["random.cpu"])
+    if device.type != "cpu":
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+
+
+def _are_random_states(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether generators take what is stored for them; size and type alone do not tell."""
+    try:
+        for name, value in tensors.items():
+            if name.startswith("random."):
+                torch.Generator(name.removeprefix("random.")).set_state(value)
+    except (RuntimeError, TypeError):
+        return False
+    return True

@@ -15,6 +15,7 @@ from edgesdk.data import Dataset
 from edgesdk.evaluate import golden_outputs
 from edgesdk.package import Baseline, Package, Samples
 from edgesdk.stages.base import Context, Stage, run_stage
+from edgesdk.stages.masks import choose, parse
 from edgesdk.transformer.graph import write_graph
 from edgesdk.transformer.spec import FeatureEmbedding, Layer, PatchEmbedding, TokenEmbedding, TransformerSpec
 
@@ -47,12 +48,16 @@ def sequence_of(spec: TransformerSpec) -> int:
 
 
 def random_weights(spec: TransformerSpec, seed: int = 0) -> Arrays:
-    """Weights of a size that keeps activations near 1; LayerNorm weights near 1; biases that matter."""
+    """Weights of a size that keeps activations near 1; LayerNorm weights near 1; biases that matter; half of what the
+    spec says to be sparse is zero."""
     random = np.random.default_rng(seed)
     weights = {}
     for name, shape in spec.weight_shapes().items():
         value = random.normal(size=shape) * (0.3 if len(shape) == 1 or "embedding" in name else shape[-1] ** -0.5)
         weights[name] = (1 + value if name.endswith("norm.weight") else value).astype(np.float32)
+    for name, pattern in spec.sparse.items():
+        matrix = weights[f"{name}.weight"]
+        weights[f"{name}.weight"] = matrix * choose({"": np.abs(matrix)}, parse(pattern), 0.5, "uniform")[""]
     return weights
 
 

@@ -11,6 +11,10 @@ from typing import Any
 from edgesdk.transformer.spec import PARTS, Exit, Layer, PatchEmbedding, TokenEmbedding, TransformerSpec
 
 LARGEST = 1 << 24
+MOST_EXITS = 24
+"""An exit is an `If` around all that comes behind it. protobuf reads 100 messages inside one another: 30 exits with a
+gated layer in the innermost, measured. Some room is left."""
+MOST_PASSES = 20
 PATTERN = re.compile(r"unstructured|[1-9][0-9]{0,2}:[1-9][0-9]{0,2}|[1-9][0-9]{0,2}x[1-9][0-9]{0,2}")
 PASS = re.compile(r"[a-z][a-z0-9_]{0,39}")
 CHOICES = {
@@ -32,6 +36,8 @@ def problems(spec: TransformerSpec) -> Iterator[str]:
     for index, layer in enumerate(spec.layers):
         for problem in _layer(layer, index, spec):
             yield f"layers.{index}: {problem}"
+    if (exits := sum(layer.exit is not None for layer in spec.layers)) > MOST_EXITS:
+        yield f"{exits} exits, at most {MOST_EXITS}"
     if spec.pooling == "none" and (spec.pooler or spec.classes is not None):
         yield "a pooler or a classifier needs pooling"
     if spec.pooler_activation != "tanh" and not spec.pooler:
@@ -41,8 +47,7 @@ def problems(spec: TransformerSpec) -> Iterator[str]:
     if spec.lm_head and not (isinstance(spec.embedding, TokenEmbedding) and spec.embedding.width is None):
         yield "lm_head needs a token table of the hidden size"
     yield from _sparse(spec)
-    if not isinstance(spec.passes, tuple) or not all(isinstance(p, str) and PASS.fullmatch(p) for p in spec.passes):
-        yield f"passes {str(spec.passes)[:100]}: expected names"
+    yield from _passes(spec.passes)
 
 
 def _is_size(value: Any) -> bool:
@@ -142,3 +147,10 @@ def _sparse(spec: TransformerSpec) -> Iterator[str]:
             yield f"sparse: {str(name)[:100]!r} is no linear layer of this model"
         elif not isinstance(pattern, str) or not PATTERN.fullmatch(pattern):
             yield f"sparse: pattern {str(pattern)[:50]!r} of {name}, expected unstructured, N:M or RxC"
+
+
+def _passes(passes: Any) -> Iterator[str]:
+    if not isinstance(passes, tuple) or not all(isinstance(name, str) and PASS.fullmatch(name) for name in passes):
+        yield f"passes {str(passes)[:100]}: expected names"
+    elif len(set(passes)) < len(passes) or len(passes) > MOST_PASSES:
+        yield f"{len(passes)} passes, expected different ones, at most {MOST_PASSES}"

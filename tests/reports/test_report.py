@@ -12,6 +12,7 @@ import pytest
 from edgesdk.errors import ConfigError
 from edgesdk.files import read_document
 from edgesdk.record import BuildRecord
+from edgesdk.reports.lineage import work
 from edgesdk.reports.report import write_report
 from edgesdk.store import COLUMNS, Store
 from edgesdk.testing.sample_record import HOSTILE, sample_record
@@ -47,6 +48,16 @@ def test_all_four_files_say_the_same(tmp_path: Path) -> None:
     for entry in record.candidates:
         assert entry.name in html
         assert document["document"]["selected"] == entry.name or entry.name in document["document"]["why_not"]
+
+
+@pytest.mark.parametrize("held_out", [1, 0])
+def test_report_says_what_the_promise_of_exits_rests_on(held_out: int) -> None:
+    figures = {"proof.rows": 719, "proof.worse": 3, "proof.better": 1, "proof.held_out": held_out}
+    rows = "held-out rows" if held_out else "validation rows that training has looked at"
+    words = f"proven on 719 {rows}: leaving early loses 3 right answers and wins 1"
+    assert work(figures) == words
+    assert work({"macs_mean": 1.2e6, "left.0": 0.5} | figures) == f"mean 1.20 M, 50.0 % leave after layer 0, {words}"
+    assert work({"accuracy": 0.5}) == ""
 
 
 def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -134,14 +135,31 @@ def test_store_commands_without_a_store(clean: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("command", [
-    "build", "plan", "bench", "select", "report", "verify", "recipe list", "recipe show", "boards list", "boards add",
-    "boards probe", "boards trust", "boards emulate",
+    "build", "plan", "bench", "select", "report", "verify", "sensitivity", "recipe list", "recipe show", "boards list",
+    "boards add", "boards probe", "boards trust", "boards emulate",
 ])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` of every command shows how it is typed, and the README names it."""
     assert run([*command.split(), "--help"]) == 0
     assert f"Example: edgesdk {command}" in capsys.readouterr().out
     assert f"edgesdk {command.split()[0]}" in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_sensitivity_of_the_demo(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table, or its JSON, and nothing is written."""
+    from edgesdk import demo
+
+    arguments = ["sensitivity", str(demo.package_path()), "--data", "edgesdk.demo:test_data", "--samples", "16"]
+    assert run([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = document["rows"]
+    assert document["format"] == "edgesdk.sensitivity" and len(rows) > 4
+    assert all(row["saved"] > 0 and row["divergence"] > 0 for row in rows)
+    assert run(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| matrix | bytes saved |")
+    assert [line.split("`")[1] for line in lines[2:]] == [row["name"] for row in rows]
+    assert list(clean.iterdir()) == []
 
 
 def demo_model() -> list[str]:

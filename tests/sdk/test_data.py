@@ -89,6 +89,19 @@ def test_rows_and_digest() -> None:
     assert data.digest != Dataset(data.inputs, None).digest
     wider = {name: value.astype(np.int32) for name, value in data.inputs.items()}
     assert data.digest != Dataset(wider, data.labels).digest
+    texts = dataclasses.replace(data, texts=("a", "b", "c", "\ud800"), tokenizer="one")
+    others = [dataclasses.replace(texts, texts=("a", "b", "c", "e")), dataclasses.replace(texts, tokenizer="two")]
+    assert len({entry.digest for entry in (data, texts, *others)}) == 4
+
+
+def test_sample_of_sorted_rows_has_all_labels() -> None:
+    data = Dataset({"x": np.arange(60)}, np.repeat(np.arange(6), 10))
+    part = data.sample(18, 0)
+    assert part.labels is not None and np.bincount(part.labels).tolist() == [3] * 6
+    assert part.inputs["x"].tolist() == sorted(part.inputs["x"])
+    assert part.digest == data.sample(18, 0).digest != data.sample(18, 1).digest
+    assert data.sample(60, 0) is data.sample(99, 0) is data
+    assert len(Dataset(data.inputs, None).sample(7, 0)) == 7
 
 
 @settings(deadline=None)
@@ -237,7 +250,6 @@ def test_text(tmp_path: Path, name: str, content: str) -> None:
     assert data.inputs["input_ids"].shape == (3, 8)
     assert data.texts == ("ab, c", "d", "two\nlines") and data.tokenizer is None
     assert data.take([2, 0]).texts == ("two\nlines", "ab, c")
-    assert data.digest == dataclasses.replace(data, texts=None).digest
 
 
 def test_texts_of_an_object_are_kept_and_checked() -> None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from edgesdk.dynamic_report import (
     dynamic_figures,
     dynamic_metrics,
-    is_dynamic,
     leave,
     lengths_of,
     macs_mean_share,
@@ -29,7 +28,7 @@ from edgesdk.stages.quantize_ptq import QuantizePtq, QuantizePtqOptions
 from edgesdk.testing.models import BERT, VIT, random_context, random_dataset, random_package
 from edgesdk.transformer.dynamic import Trace, choose, leaves, straight_through
 from edgesdk.transformer.module import build
-from edgesdk.transformer.spec import Criterion, Exit, TransformerSpec
+from edgesdk.transformer.spec import Criterion, Exit, TransformerSpec, is_dynamic
 
 DEPTH = 4
 

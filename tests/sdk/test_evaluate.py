@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from edgesdk import evaluate
 from edgesdk.bounds import mean_lower95, wilson_lower95
 from edgesdk.data import Dataset
 from edgesdk.errors import VerifyError
@@ -20,10 +23,12 @@ from edgesdk.evaluate import (
     evaluate_package,
     golden_outputs,
     run_graph,
+    run_rows,
     sqnr_db,
 )
 from edgesdk.testing.converters import sample_package
-from edgesdk.testing.models import random_dataset
+from edgesdk.testing.models import VIT, random_dataset, random_package
+from edgesdk.transformer.spec import Exit
 
 
 def test_accuracy_by_hand() -> None:
@@ -86,6 +91,24 @@ def test_inputs_that_onnxruntime_refuses() -> None:
     package = sample_package("vit", "fp32")
     with pytest.raises(VerifyError, match="ONNX Runtime"):
         run_graph(package.graph, {"pixel_values": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize(("threshold", "batch"), [(None, 64), (0.9, 1)])
+def test_rows_run_alone_where_the_graph_holds_an_exit(
+    threshold: float | None, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit without a threshold is in no graph, so nothing there follows the batch."""
+    layers = (dataclasses.replace(VIT.layers[0], exit=Exit(threshold=threshold)), VIT.layers[1])
+    package = random_package(dataclasses.replace(VIT, layers=layers))
+    batches = []
+
+    def spy(graph: bytes, inputs: Mapping[str, Any], batch: int) -> Any:
+        batches.append(batch)
+        return run_graph(graph, inputs, batch=batch)
+
+    monkeypatch.setattr(evaluate, "run_graph", spy)
+    assert len(run_rows(package, package.samples.golden_inputs)) == 3
+    assert batches == [batch]
 
 
 def test_golden_outputs_are_float_and_own() -> None:

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from edgesdk.converters import front_fold
 from edgesdk.converters.front import Encoding, Graph, Linear, Operator, lower
 from edgesdk.converters.front_fold import FOLDERS, fold
 from edgesdk.errors import UnsupportedOp
@@ -243,10 +244,32 @@ def test_integers_do_not_become_floats_while_folding() -> None:
     assert fold(nodes, constants, {}, set()) == nodes
 
 
+def test_folded_constants_have_a_budget_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """96 bytes of two results and then the third is refused; what is dropped on the way counts no more."""
+    monkeypatch.setattr(front_fold, "LARGEST", 100)
+
+    def node(source: str, result: str) -> onnx.NodeProto:
+        return helper.make_node("Add", [source, source], [result], f"node.{result}")
+
+    chain = [node("x", "a"), node("a", "b"), node("b", "c"), node("c", "d")]
+    constants: dict[str, Array] = {"x": np.ones(12, np.int32)}
+    assert fold(chain, constants, {}, {"d"}) == []
+    np.testing.assert_array_equal(constants["d"], np.full(12, 16))
+    with pytest.raises(UnsupportedOp, match=r"Add 'node.c'.*48 bytes, 4 are left"):
+        fold([node("x", "a"), node("x", "b"), node("x", "c")], {"x": np.ones(12, np.int32)}, {}, {"a", "b", "c"})
+
+
+_LONG = np.ones(1 << 20, np.int32)
 HOSTILE: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "division by zero": ("Div", [_I, np.array(0, np.int32)], {}),
     "modulo zero": ("Mod", [_I, np.array(0, np.int32)], {}),
     "a tensor as large as the machine": ("Expand", [_I[:1, :1], np.array([1 << 20, 1 << 20])], {}),
+    "a sum as large as the machine": ("Add", [_LONG[:, None], _LONG], {}),
+    "a quotient as large as the machine": ("Div", [_LONG[:, None], _LONG], {}),
+    "a remainder as large as the machine": ("Mod", [_LONG[:, None], _LONG], {}),
+    "a largest as large as the machine": ("Max", [_LONG, _LONG[:, None], _LONG], {}),
+    "rows as large as the machine": ("Gather", [_LONG[None], np.zeros(1 << 20, np.int64)], {}),
+    "parts as large as the machine": ("Concat", [np.broadcast_to(_LONG, (1 << 19, 1 << 20))] * 2, {"axis": 0}),
     "an axis that is not there": ("Slice", [_I, np.array([0]), np.array([1]), np.array([7])], {}),
     "an index that is not there": ("Gather", [_I, np.array([9])], {}),
     "a size that does not fit": ("Reshape", [_I, np.array([5, -1])], {}),

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from edgesdk.encodings import WeightEncoding
+from edgesdk.errors import PackageError
 from edgesdk.evaluate import run_graph
 from edgesdk.package import Encodings
 from edgesdk.testing.models import BERT, BERT_MEAN, FEATURES, SPECS, VIT, random_inputs, random_weights
@@ -18,6 +19,7 @@ from edgesdk.transformer.graph import write_graph, write_trace_graph
 from edgesdk.transformer.module import build, run
 from edgesdk.transformer.quantize import dequantized, four_bits, integers, row_scales
 from edgesdk.transformer.spec import Exit, Layer, TransformerSpec
+from edgesdk.transformer.spec_check import MOST_EXITS
 from edgesdk.transformer.spec_json import from_json, to_json
 
 replace = dataclasses.replace
@@ -230,6 +232,21 @@ def test_batch_leaves_when_all_rows_may() -> None:
     single = [session.run(["exit"], {k: v[i : i + 1] for k, v in inputs.items()})[0][0] for i in range(12)]
     together = session.run(["exit"], inputs)[0]
     assert (together == max(single)).all()
+
+
+@pytest.mark.parametrize("base", [BERT, VIT])
+def test_as_many_exits_as_are_allowed_can_be_read_and_run(base: TransformerSpec) -> None:
+    """Every branch lies inside the one before, and a gated layer inside the last: the deepest graph that can be."""
+    layer = replace(base.layers[0], gate=True)
+    stays = replace(layer, exit=Exit("confidence", 2.0))
+    spec = replace(base, layers=(stays,) * MOST_EXITS + (layer,))
+    weights = random_weights(spec)
+    onnx.checker.check_model(onnx.load_from_string(write_graph(spec, weights)))
+    inputs = random_inputs(spec, 1)
+    expected = run(build(spec, weights), inputs)
+    np.testing.assert_allclose(run_graph(write_graph(spec, weights), inputs, batch=1), expected, atol=1e-4)
+    with pytest.raises(PackageError, match="25 exits, at most 24"):
+        replace(base, layers=(stays,) * (MOST_EXITS + 1) + (layer,))
 
 
 def test_trace_graph_gives_every_exit() -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional
 from edgesdk.encodings import activation_names
 from edgesdk.errors import PackageError
 from edgesdk.testing.models import BERT, BERT_MEAN, SPECS, VIT, VIT_MEAN, random_inputs, random_weights
-from edgesdk.transformer.module import Attention, build, run, weights_of
+from edgesdk.transformer.module import build, run, weights_of
+from edgesdk.transformer.module_parts import Attention
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
 

@@ -91,13 +91,15 @@ def test_plain_form_reads_back(write: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("stages: [{stage: quantize.ptqs}]", r"stages\[0\] \(line 3\).stage: unknown stage 'quantize.ptqs'", "quantize.ptq"),
-        ("stages: [{stage: quantize.ptq}, {stage: zzz}]", r"stages\[1\] \(line 3\).stage: unknown stage 'zzz'", "distill"),
+        ("stages: [{stage: quantize.ptqs}]", r"stages\[0\] \(line 3\).stage: unknown stage 'quantize.ptqs'",
+         "quantize.ptq"),
+        ("stages: [{stage: quantize.ptq}, {stage: zzz}]", r"stages\[1\] \(line 3\).stage: unknown stage 'zzz'",
+         "distill"),
         ("stages: [{keep: 0.5}]", r"stages\[0\] \(line 3\).stage: unknown stage None", "one of"),
         ("stages: [{stage: [quantize.ptq]}]", r"stages\[0\] \(line 3\).stage: unknown stage", "one of"),
         ("stages: [{stage: {a: b}}]", r"stages\[0\] \(line 3\).stage: unknown stage", "one of"),
-        ("stages: [{stage: quantize.ptq, shceme: w8a8}]", r"stages\[0\] \(line 3\) \(quantize.ptq\): unknown key 'shceme'",
-         "'scheme'"),
+        ("stages: [{stage: quantize.ptq, shceme: w8a8}]",
+         r"stages\[0\] \(line 3\) \(quantize.ptq\): unknown key 'shceme'", "'scheme'"),
         ("stages: [{stage: quantize.ptq, zzz: 1}]", "unknown key 'zzz'", "known keys: scheme"),
         ("stages: [{stage: quantize.ptq, scheme: w4}]", r"\(quantize.ptq\): scheme: .*'w4a8-dynamic', found 'w4'", ""),
         ("stages: [{stage: prune.neurons}]", r"stages\[0\] \(line 3\) \(prune.neurons\): keep: Field required", ""),
@@ -113,8 +115,23 @@ def test_plain_form_reads_back(write: Any) -> None:
         ("seed: 2147483648", "seed: ", ""),
         ("goals: [accuracy]", "goals: ", ""),
         ("stages: quantize.ptq", "stages: ", ""),
-        ("stages: [quantize.ptq]", "stages.0: ", ""),
-        ("stages: [{1: 2}]", "stages.0", ""),
+        ("stages: [quantize.ptq]", r"stages\[0\] \(line 3\): expected a stage with its options", "stage: quantize.ptq"),
+        ("stages: [{1: 2}]", r"stages\[0\] \(line 3\): expected a stage", "stage: quantize.ptq"),
+        ("stages: []\nstages: [{stage: distill}, {stage: x}]", r"stages\[1\] \(line 4\).stage: unknown stage 'x'", ""),
+        ("stages: [{stage: prune.heads, keep: 1.5}]",
+         r"\(line 3\) \(prune.heads\): keep: expected a number of heads, .* or a share below 1, .*, found 1.5\n",
+         "change keep"),
+        ("stages: [{stage: prune.layers, keep: 0.5}]", r"keep: expected a number of layers, .* found 0.5\n",
+         "change keep"),
+        ("stages: [{stage: prune.layers}]", r"keep: Field required", "add keep: a number of layers"),
+        ("stages: [{stage: factorize}]", r"\(factorize\): give one of rank, .*, found {}\n", "known keys: "),
+        ("stages: [{stage: share.layers, groups: 'a,b'}]", r"groups: expected a number for each layer", "leave it out"),
+        ("stages: [{stage: prune.weights, pattern: 4x, sparsity: 0.5}]", "pattern: pattern '4x', expected",
+         "leave it out for unstructured"),
+        ("stages: [{stage: prune.weights, pattern: 2:4}]", "pattern: expected a valid string, found 124", "in quotes"),
+        ("stages: [{stage: prune.neurons, keep: a}]", "keep: expected a valid number",
+         "change keep: the share of neurons"),
+        ("goals: [accuracy]", r"goals: expected a mapping of keys to values, found \['accuracy'\]\n", "change goals"),
     ],
 )
 def test_message_names_place_and_near_miss(write: Any, text: str, message: str, hint: str) -> None:
@@ -122,6 +139,9 @@ def test_message_names_place_and_near_miss(write: Any, text: str, message: str, 
         load_recipes(write(HEADER + text))
     assert "mine.yaml" in problem.value.message
     assert hint in problem.value.hint
+    assert problem.value.hint
+    for leak in ("Value error", "constrained", ": :", "_Document", "[key]"):
+        assert leak not in problem.value.message
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgesdk.data import Dataset
 from edgesdk.encodings import Encodings
 from edgesdk.errors import StageError
-from edgesdk.evaluate import evaluate_package, run_graph
+from edgesdk.evaluate import evaluate_package, run_graph, run_rows
 from edgesdk.files import canonical_json
 from edgesdk.package import Package
-from edgesdk.stages import Context, run_stage
+from edgesdk.stages import Context, quantize_ptq, run_stage
+from edgesdk.stages import sensitivity as sensitivity_module
 from edgesdk.stages.quantize_ptq import QuantizePtq, QuantizePtqOptions
 from edgesdk.stages.sensitivity import Sensitivity, lowerable, order, points_lost, sensitivity, to_json, to_markdown
-from edgesdk.testing.models import BERT, BERT_MEAN, FEATURES, VIT, random_context, random_package, with_weights
+from edgesdk.testing.models import (
+    BERT,
+    BERT_MEAN,
+    FEATURES,
+    VIT,
+    random_context,
+    random_dataset,
+    random_package,
+    with_weights,
+)
 from edgesdk.transformer.module import build, run
 from edgesdk.transformer.quantize import dequantized
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
@@ -72,7 +83,7 @@ def test_numbers_are_those_of_a_model_with_one_matrix_changed() -> None:
     assert encoding is not None
     (judged,) = sensitivity(package, context, names=[row.name], encodings=encoding, samples=10)
     weight = dequantized(package.weights[row.name], encoding.weights[row.name])
-    data = context.calibration.head(10)
+    data = context.calibration.sample(10, context.seed)
     reference = run(build(BERT, package.weights), data.inputs).astype(np.float64)
     outputs = run(build(BERT, {**package.weights, row.name: weight}), data.inputs).astype(np.float64)
 
@@ -205,6 +216,79 @@ def test_accuracy_goal_out_of_reach_is_an_error_with_numbers() -> None:
         context = dataclasses.replace(context, validation=dataclasses.replace(context.validation, labels=labels))
     with pytest.raises(StageError, match="points are lost with every matrix at 8 bits"):
         _mixed(package, context, scheme="w4a8", max_loss=0.0)
+
+
+def _knows_itself(package: Package, rows: int = 48) -> Context:
+    """A context whose validation labels are what the package says itself, row by row as a board runs it."""
+    data = random_dataset(package.spec, rows, 7)
+    labels = run_rows(package, data.inputs).argmax(-1).astype(np.int64)
+    return dataclasses.replace(random_context(package), validation=dataclasses.replace(data, labels=labels))
+
+
+def _points(made: Package, context: Context) -> float:
+    accuracy = evaluate_package(made, context.validation)
+    assert accuracy is not None
+    return 100 * (1 - accuracy)
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a8-dynamic"])
+def test_accuracy_goal_of_a_gated_model_is_kept_row_by_row(scheme: str) -> None:
+    """In a batch the layer would run for all rows where one wants it."""
+    layers = (WIDE.layers[0], dataclasses.replace(WIDE.layers[1], gate=True))
+    package = random_package(dataclasses.replace(WIDE, layers=layers))
+    context = _knows_itself(package)
+    batched = run_graph(package.graph, context.validation.inputs)
+    assert not np.allclose(batched, run_rows(package, context.validation.inputs), atol=0.1)
+    free = _mixed(package, context, scheme=scheme, max_loss=100.0)
+    limit = _points(free, context) / 2
+    made = _mixed(package, context, scheme=scheme, max_loss=limit)
+    assert _points(made, context) <= limit
+    assert _low(made) < _low(free)
+
+
+def test_accuracy_goal_is_measured_after_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding that spoils what has 4 bits leaves 8; where it spoils all, the goal is out of reach."""
+    package = random_package(WIDE)
+    context = _knows_itself(package)
+    goal = {"scheme": "w4a8", "rounding": "gptq", "max_loss": 10.0}
+    assert len(_low(_mixed(package, context, **goal))) > 1
+
+    def spoilt(weight: Any, encoding: Any, *others: Any) -> Any:
+        return np.zeros_like(weight) if encoding.bits == 4 else weight
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize_ptq, "gptq", spoilt)
+        made = _mixed(package, context, **goal)
+        assert _points(made, context) <= 10.0
+    monkeypatch.setattr(quantize_ptq, "gptq", lambda weight, *others: np.zeros_like(weight))
+    with pytest.raises(StageError, match=r"points are lost after rounding \(gptq\).*max_loss allows 10"):
+        _mixed(package, context, **goal)
+
+
+def test_rows_of_all_classes_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sorted by class: the last class alone has large inputs."""
+    package = random_package(VIT)
+    context = random_context(package)
+    labels = np.sort(np.arange(24) % 5)
+    pixels = context.calibration.inputs["pixel_values"] * np.where(labels == 4, 10.0, 1.0)[:, None, None, None]
+    data = Dataset({"pixel_values": pixels.astype(np.float32)}, labels)
+    context = dataclasses.replace(context, calibration=data)
+    made = _mixed(package, context, scheme="w8a8", calibrator="minmax", samples=10)
+    whole = _mixed(package, context, scheme="w8a8", calibrator="minmax")
+    assert made.encodings is not None and whole.encodings is not None
+    name = "embedding.patches.input"
+    assert made.encodings.activations[name].scale > 0.5 * whole.encodings.activations[name].scale
+    seen: list[set[int]] = []
+    outputs = sensitivity_module._outputs
+
+    def watched(module: Any, rows: Dataset) -> Any:
+        assert rows.labels is not None
+        seen.append(set(rows.labels.tolist()))
+        return outputs(module, rows)
+
+    monkeypatch.setattr(sensitivity_module, "_outputs", watched)
+    sensitivity(package, context, names=["layers.0.ffn.up.weight"], samples=10)
+    assert seen == [{0, 1, 2, 3, 4}] * 2
 
 
 def test_points_of_accuracy_agreement_and_cosine() -> None:

@@ -92,6 +92,13 @@ def test_bad_field_is_refused(key: str, value: Any) -> None:
         from_json(document)
 
 
+@pytest.mark.parametrize("passes", [["merge_qkv", "merge_qkv"], [f"pass_{index}" for index in range(21)]])
+def test_passes_are_different_and_few(passes: list[str]) -> None:
+    with pytest.raises(PackageError, match="passes, expected different ones, at most 20"):
+        from_json(to_json(VIT) | {"passes": passes})
+    assert from_json(to_json(VIT) | {"passes": passes[1:]}).passes == tuple(passes[1:])
+
+
 @pytest.mark.parametrize("key", sorted(to_json(VIT).keys() - {"final_norm", "pooler", "classes"}))
 def test_missing_field_is_refused(key: str) -> None:
     document = to_json(VIT)

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from edgesdk import demo
+from edgesdk.compress import _key
 from edgesdk.data import Dataset
 from edgesdk.errors import StageError
 from edgesdk.evaluate import cosines, evaluate_package, run_graph
 from edgesdk.package import Package, read_package, replace, write_package
+from edgesdk.recipe import Recipe
 from edgesdk.stages import Context, Outline, Stage, run_stage
 from edgesdk.stages.distill import Distill, DistillOptions
 from edgesdk.stages.distill_inside import InsideLoss, hidden_loss, layer_map, relation_heads, relation_loss
@@ -187,9 +189,25 @@ def test_teacher_may_be_another_package(tmp_path: Path) -> None:
     options = FAST.model_copy(update={"hidden": 1.0, "attention": 1.0})
     given = run_stage(Distill(options), package, dataclasses.replace(context, teacher=teacher))
     path = str(tmp_path / "teacher.edgepkg")
-    read = run_stage(Distill(options.model_copy(update={"teacher": path})), package, context)
+    options = DistillOptions.model_validate({**options.model_dump(), "teacher": path})
+    read = run_stage(Distill(options), package, context)
     assert all((given.weights[name] == read.weights[name]).all() for name in given.weights)
     assert any((given.weights[name] != package.weights[name]).any() for name in given.weights)
+
+
+def test_what_the_teacher_holds_decides_recipe_and_key(tmp_path: Path) -> None:
+    """Another package at the same path is another recipe, and no teacher of one that was read before."""
+    path, package = tmp_path / "teacher.edgepkg", random_package(BERT)
+    digest = write_package(random_package(WIDE), path)
+    first = Distill(DistillOptions(teacher=str(path)))
+    assert first.options.teacher_digest == digest
+    write_package(random_package(WIDE, seed=1), path)
+    second = Distill(DistillOptions(teacher=str(path)))
+    assert Recipe("r", (first,)).digest != Recipe("r", (second,)).digest
+    context = random_context(package)
+    assert _key(first, package, context) != _key(second, package, context)
+    with pytest.raises(StageError, match="not the package that the recipe was read with"):
+        run_stage(first, package, context)
 
 
 def _relabelled(spec: TransformerSpec, *labels: str) -> Package:

@@ -26,6 +26,7 @@ from edgesdk.testing.models import BERT, BERT_MEAN, VIT, random_context, random_
 from edgesdk.testing.stages import StageTestCase
 from edgesdk.transformer.module import build
 from edgesdk.transformer.spec import Exit
+from edgesdk.transformer.spec_check import MOST_EXITS
 
 QUICK = {"epochs": 1.0, "batch": 8, "learning_rate": 1e-3}
 EASY = ExitThresholdsOptions(risk=0.6, delta=0.3)  # what twelve rows can prove
@@ -88,6 +89,19 @@ def test_default_layers_are_from_a_third_of_the_depth_on() -> None:
     assert {index: layer.exit for index, layer in enumerate(named.layers) if layer.exit} == {
         1: Exit("entropy"), 3: Exit("entropy"),
     }
+
+
+def test_deep_models_get_as_many_exits_as_a_graph_can_hold() -> None:
+    deep = dataclasses.replace(BERT, layers=BERT.layers[:1] * 60)
+    outline = dataclasses.replace(outline_of(random_package(BERT), True), spec=deep)
+    made = ExitEarly(ExitEarlyOptions()).ensures(outline).spec
+    exits = [index for index, layer in enumerate(made.layers) if layer.exit]
+    assert len(exits) == MOST_EXITS
+    assert (exits[0], exits[-1]) == (19, 58)
+    assert set(np.diff(exits)) == {1, 2}
+    named = ",".join(map(str, range(MOST_EXITS + 1)))
+    (reason,) = ExitEarly(ExitEarlyOptions(layers=named)).requires(outline)
+    assert "25 exits, a graph can hold 24" in reason
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1,1", "5", "1;2", "1.0", "٣", "9" * 40])
@@ -181,6 +195,25 @@ def test_exits_of_the_demo_save_work_and_keep_the_promise() -> None:
     assert accuracy(early, data.labels) > accuracy(traced.output, data.labels) - 0.03
     bolder = run_stage(ExitThresholds(ExitThresholdsOptions(risk=0.1)), package, context)
     assert dynamic_figures(bolder, context.holdout).macs_mean < dynamic_figures(made, context.holdout).macs_mean
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_lineage_keeps_what_the_promise_rests_on(held_out: bool) -> None:
+    package, context = digits()
+    assert context.holdout is not None
+    given = context if held_out else dataclasses.replace(context, holdout=None)
+    made = run_stage(ExitThresholds(ExitThresholdsOptions(risk=0.1)), package, given)
+    figures = made.lineage[-1].metrics_after
+    rows = len(context.holdout) if held_out else len(context.validation) - len(context.validation) // 2
+    assert (figures["proof.rows"], figures["proof.held_out"]) == (rows, int(held_out))
+    assert "accuracy" in figures and "macs_mean" in figures
+    if held_out:
+        assert context.holdout.labels is not None
+        traced = trace_package(made, context.holdout)
+        full = traced.output.argmax(-1) == context.holdout.labels
+        early = leave(made.spec, traced)[0].argmax(-1) == context.holdout.labels
+        assert figures["proof.worse"] == (full & ~early).sum() > 0
+        assert figures["proof.better"] == (~full & early).sum()
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])

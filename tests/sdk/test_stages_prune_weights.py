@@ -14,7 +14,7 @@ from edgesdk.errors import StageError
 from edgesdk.package import Package
 from edgesdk.stages import Stage, outline_of, run_stage
 from edgesdk.stages.gradual import RISES, rises, share
-from edgesdk.stages.masks import Pattern, cell_scores, choose, largest_of_groups, parse
+from edgesdk.stages.masks import Pattern, cell_scores, choose, largest_of_groups, parse, together
 from edgesdk.stages.prune_weights import PruneWeights, PruneWeightsOptions, input_norms
 from edgesdk.testing.models import (
     BERT,
@@ -257,6 +257,28 @@ def test_obs_does_not_fill_zeros_that_are_there() -> None:
     stage = PruneWeights(PruneWeightsOptions(sparsity=0.5, score="obs"))
     (reason,) = stage.requires(outline_of(package, True))
     assert "layers.0.ffn.up" in reason
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "holds"),
+    [
+        (None, "2:4", "2:4"), ("2:4", "unstructured", "2:4"), ("2:4", "4x4", "2:4"), ("unstructured", "2:4", "2:4"),
+        ("4x4", "2:4", "2:4"), ("1:4", "2:4", "1:4"), ("2:4", "1:4", "1:4"), ("2:4", "4:8", "4:8"),
+        ("4x4", "unstructured", "unstructured"), ("unstructured", "4x4", "unstructured"), ("4x4", "8x8", "4x4"),
+        ("8x8", "4x4", "4x4"), ("4x4", "6x4", "unstructured"), ("4x2", "2x4", "unstructured"), ("4x4", "4x4", "4x4"),
+    ],
+)
+def test_what_holds_of_zeros_that_come_together(before: str | None, after: str, holds: str) -> None:
+    assert together(before, after) == holds
+
+
+@pytest.mark.parametrize("again", [{"sparsity": 0.7}, {"sparsity": 0.5, "pattern": "4x4"}])
+def test_two_of_four_is_still_said_after_more_zeros(again: dict[str, Any]) -> None:
+    """`verify` holds the matrices against what is said."""
+    once = _prune(random_package(VIT), pattern="2:4", scope="layers.0.*")
+    twice = _prune(once, **again)
+    for name, pattern in twice.spec.sparse.items():
+        assert pattern == ("2:4" if name.startswith("layers.0.") else again.get("pattern", "unstructured"))
 
 
 def test_pruning_again_keeps_the_zeros() -> None:

@@ -210,7 +210,7 @@ def test_samples_bound_the_data_that_is_seen() -> None:
     package = random_package(VIT)
     few = _encodings(package, samples=4)
     assert few.samples == 4
-    direct = _encodings(package, dict(random_context(package).calibration.head(4).inputs))
+    direct = _encodings(package, dict(random_context(package).calibration.sample(4, 0).inputs))
     assert few.activations == direct.activations
     assert few.activations != _encodings(package).activations
 

@@ -15,7 +15,7 @@ from edgesdk.data import Dataset
 from edgesdk.dynamic_report import dynamic_figures, trace_package
 from edgesdk.evaluate import accuracy
 from edgesdk.package import Package
-from edgesdk.stages import Context, Stage, outline_of, run_stage
+from edgesdk.stages import Context, Stage, outline_of, route_skip, run_stage
 from edgesdk.stages.route_skip import (
     RouteSkip,
     RouteSkipOptions,
@@ -91,6 +91,19 @@ def test_shares_follow_the_size_of_the_layers() -> None:
     shares = gate_shares(dataclasses.replace(BERT, layers=layers))
     assert sum(shares.values()) == pytest.approx(1)
     assert shares[0] / shares[1] == pytest.approx(BERT.layer_macs(0, 12) / BERT.layer_macs(1, 12))
+
+
+def test_budget_is_judged_on_rows_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = random_package(VIT)
+    context, seen = random_context(package), []
+    assert context.train is not None
+    train = dataclasses.replace(context.train, labels=np.sort(np.arange(24) % 5))
+    monkeypatch.setattr(route_skip, "ROWS", 10)
+    monkeypatch.setattr(route_skip, "fit", lambda *arguments, **others: 0.0)
+    monkeypatch.setattr(route_skip, "keep_budget", lambda module, data, budget: seen.append(data.labels))
+    RouteSkip(RouteSkipOptions()).apply(package, dataclasses.replace(context, train=train))
+    assert [sorted(set(labels.tolist())) for labels in seen] == [[0, 1, 2, 3, 4]]
+    assert len(seen[0]) == 10
 
 
 def test_budget_is_kept_by_the_smallest_shift() -> None:

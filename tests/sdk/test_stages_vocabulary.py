@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from edgesdk import wordpiece
 from edgesdk.encode import encoded_for, packaged_tokenizer
-from edgesdk.errors import ConfigError, StageError
+from edgesdk.errors import ConfigError, ModelError, StageError
 from edgesdk.evaluate import run_graph
 from edgesdk.package import Package
 from edgesdk.recipe import load_recipes
-from edgesdk.stages import Context, Stage, run_stage
+from edgesdk.stages import Context, Stage, prune_vocabulary, run_stage
 from edgesdk.stages.prune_vocabulary import PruneVocabulary, PruneVocabularyOptions
-from edgesdk.testing.models import BERT, VIT, random_context, random_package
+from edgesdk.testing.models import BERT, BERT_MEAN, VIT, random_context, random_package
 from edgesdk.testing.stages import StageTestCase
 from edgesdk.testing.texts import (
     CHARACTERS,
@@ -288,6 +293,74 @@ def test_a_missing_corpus_is_refused_with_the_recipe(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"stages\[0\].*corpus 'nowhere.txt' is not readable"):
         load_recipes(str(recipe))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_a_corpus_that_is_no_plain_file_is_refused_at_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Path("/dev/zero") if kind == "device" else tmp_path / "corpus"
+    if kind == "pipe":
+        os.mkfifo(corpus)
+    elif kind == "folder":
+        corpus.mkdir()
+    elif kind == "large":
+        corpus.write_text("play the song")
+        monkeypatch.setattr(prune_vocabulary, "TEXT_LIMIT", 12)
+    with pytest.raises(ValidationError, match=r"not readable: .*(regular file|directory|13 bytes)"):
+        PruneVocabularyOptions(size=SIZE, corpus=str(corpus))
+    if kind != "large":
+        stage = PruneVocabulary(PruneVocabularyOptions(size=SIZE, corpus=str(corpus), corpus_sha256="0" * 64))
+        with pytest.raises(StageError, match="not readable"):
+            run_stage(stage, text_package(), text_context(text_package()))
+
+
+def test_a_link_to_a_corpus_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("play the song")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "corpus.txt")
+    found = PruneVocabularyOptions(size=SIZE, corpus=str(tmp_path / "link.txt")).corpus_sha256
+    assert found == hashlib.sha256(b"play the song").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found"),
+    [({"song": 1 << 40}, "'song' has id 1099511627776, over 4194304"), ({"song": 7, "play": 7}, "id 7 belongs to"),
+     ({"[UNK]": None}, r"no token '\[UNK\]'")],
+)
+def test_ids_that_are_no_vocabulary_are_refused(
+    tokens: dict[str, int | None], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids of the backend are 32 bits wide; a list of 4 billion tokens must not be made of them."""
+    document = json.loads(tokenizer_files()["tokenizer.json"])
+    numbered = {**document["model"]["vocab"], **tokens}
+    document["model"]["vocab"] = {token: index for token, index in numbered.items() if index is not None}
+    document["added_tokens"] = []
+    inner = SimpleNamespace(
+        backend_tokenizer=SimpleNamespace(to_str=lambda: json.dumps(document)), all_special_tokens=list(SPECIAL)
+    )
+    monkeypatch.setattr(wordpiece, "packaged_tokenizer", lambda _: SimpleNamespace(inner=inner))
+    with pytest.raises(ModelError, match=rf"tokenizer\.json of the package: .*{found}"):
+        read_wordpiece(tokenizer_files())
+
+
+def test_an_id_without_a_token_is_unknown() -> None:
+    """Tables may have more rows than the tokenizer tokens, and samples are only held against the table."""
+    new = read_wordpiece(rewrite(tokenizer_files(), [*SPECIAL, "a"], None))
+    old = dataclasses.replace(OLD, tokens=(*SPECIAL, "a", ""))
+    made = old.translate(np.array([[3, 99, 6, 7, 4, 99]]), np.array([[1, 1, 1, 1, 1, 0]]), new)
+    assert made["input_ids"][0, :5].tolist() == [3, 2, 6, 2, 4]
+
+
+def test_models_with_an_output_for_each_token_are_refused() -> None:
+    """Rows of the old tokens and of the new ones cannot be compared."""
+    assert isinstance(BERT_MEAN.embedding, TokenEmbedding)
+    rows = dataclasses.replace(BERT_MEAN, pooling="none")
+    outline = dataclasses.replace(text_context(text_package()).outline(text_package()), spec=rows)
+    small = PruneVocabulary(PruneVocabularyOptions(size=9))
+    (reason,) = small.requires(outline)
+    assert "hidden_states" in reason
+    (reason,) = small.requires(dataclasses.replace(outline, spec=dataclasses.replace(rows, lm_head=True)))
+    assert "lm_head" in reason
 
 
 def test_what_is_refused_and_why() -> None:

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,7 +34,7 @@ from edgesdk.stages.train import TrainingOptions, fit
 from edgesdk.stages.train_batches import epoch_batches, sorted_batches, take_rows
 from edgesdk.stages.train_loop import rate, structural_zeros
 from edgesdk.stages.train_optimizer import Optimizer
-from edgesdk.stages.train_state import Checkpoint
+from edgesdk.stages.train_state import Checkpoint, random_states, restore_random_states
 from edgesdk.testing.models import BERT, BERT_MEAN, FEATURES, VIT, random_context, random_dataset, random_package
 from edgesdk.transformer.module import Transformer, build, run, weights_of
 from edgesdk.transformer.spec import TransformerSpec
@@ -378,7 +379,7 @@ def test_resumed_training_ends_with_the_same_bytes(at: int, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", ["seed", "options", "data", "weights"])
+@pytest.mark.parametrize("change", ["seed", "options", "data", "calibration", "weights", "code"])
 def test_state_of_another_training_is_not_used(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = _context(checkpoints=tmp_path)
     _stopped(context, 3, monkeypatch)
@@ -389,13 +390,22 @@ def test_state_of_another_training_is_not_used(change: str, tmp_path: Path, monk
         options = FAST.model_copy(update={"learning_rate": 2e-3})
     elif change == "data":
         context = dataclasses.replace(context, train=random_dataset(VIT, 24, 99))
+    elif change == "calibration":
+        context = dataclasses.replace(context, calibration=random_dataset(VIT, 24, 99))
+    elif change == "code":  # that of the loss
+        monkeypatch.setattr(train_loop, "code_digest", lambda module: str(module == "edgesdk.stages.targets"))
     else:
         context = dataclasses.replace(context, teacher=random_package(VIT, seed=1))
+    steps: list[int] = []
+    context = dataclasses.replace(context, progress=lambda what, done, total: steps.append(done))
     module, _ = _fit(context, options)
+    assert [step for step in steps if step] == [1, 2, 3, 4, 5, 6]
     assert _equal(module, _fit(dataclasses.replace(context, checkpoints=None), options)[0])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "json", "missing", "link", "key", "fields", "shape"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "json", "missing", "link", "key", "fields", "step", "shape", "random", "generator"]
+)
 def test_damaged_state_is_as_good_as_none(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "checkpoints"
     context = _context(checkpoints=folder)
@@ -416,11 +426,29 @@ def test_damaged_state_is_as_good_as_none(damage: str, tmp_path: Path, monkeypat
         facts.write_text(json.dumps({**json.loads(facts.read_text()), "key": "0" * 32}))
     elif damage == "fields":
         facts.write_text(json.dumps({**json.loads(facts.read_text()), "step": "many"}))
+    elif damage == "step":
+        facts.write_text(json.dumps({**json.loads(facts.read_text()), "step": -4}))
+    elif damage in ("random", "generator"):
+        held = load_file(tensors)
+        held["random.cpu"] = held["random.cpu"][:-9] if damage == "random" else torch.full_like(held["random.cpu"], 255)
+        save_file(held, tensors)
     else:
         checkpoint = Checkpoint(folder, state.name)
         checkpoint.write({"now.classifier.bias": torch.zeros(5)}, json.loads(facts.read_text()))
     module, _ = _fit(context)
     assert _equal(module, expected)
+
+
+def test_random_numbers_of_a_gpu_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, put = torch.device("cuda"), []
+    there = torch.arange(16, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: there)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: put.append(state))
+    states = random_states(device)
+    assert states.keys() == {"random.cpu", "random.cuda"}
+    restore_random_states(states, device)
+    assert put == [there]
+    assert random_states(torch.device("cpu")).keys() == {"random.cpu"}
 
 
 KILLED = """

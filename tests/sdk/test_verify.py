@@ -14,9 +14,9 @@ from edgesdk.encodings import Encodings
 from edgesdk.errors import EdgeSDKError, PackageError, VerifyError
 from edgesdk.package import Package
 from edgesdk.testing.converters import SCHEMES, sample_package
-from edgesdk.testing.models import SPECS
+from edgesdk.testing.models import SPECS, VIT, random_package
 from edgesdk.transformer.graph import write_graph
-from edgesdk.verify import verify
+from edgesdk.verify import verify, verify_zeros
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -90,6 +90,39 @@ def test_missing_activation_is_found_by_name(missing: str) -> None:
     graph = write_graph(package.spec, package.weights, encodings)
     with pytest.raises(VerifyError, match=f"no activation '{missing}'".replace(".", r"\.")):
         verify(_changed(package, encodings=encodings, graph=graph))
+
+
+def _sparse(pattern: str, more: int = 0) -> Package:
+    """A package that says `pattern` of the matrix [32, 16] `layers.0.ffn.up`: of four rows the last two are zero, and
+    `more` weights of the first row."""
+    package = random_package(VIT)
+    weights = dict(package.weights)
+    matrix = weights["layers.0.ffn.up.weight"].copy()
+    matrix.reshape(-1, 4, 16)[:, 2:] = 0
+    matrix[0, :more] = 0
+    weights["layers.0.ffn.up.weight"] = matrix
+    spec = dataclasses.replace(package.spec, sparse={"layers.0.ffn.up": pattern})
+    return _changed(package, spec=spec, weights=weights, graph=write_graph(spec, weights))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("2:4", "4 of 4 neighbouring inputs"), ("3:5", "5 of 5"), ("4x4", "256 zeros lie in blocks"), ("4x1", "256 zeros"),
+     ("3x16", "zeros lie in blocks"), ("2x16", None), ("1x1", None), ("2x5", None), ("unstructured", None)],
+)
+def test_zeros_elsewhere_than_said_are_found(pattern: str, found: str | None) -> None:
+    package = _sparse(pattern)
+    if found is None:
+        verify_zeros(package)
+        return
+    with pytest.raises(VerifyError, match=rf"'layers\.0\.ffn\.up' is not sparse .*\({pattern}\).*{found}"):
+        verify(package)
+
+
+def test_a_weight_may_be_zero_by_itself() -> None:
+    verify_zeros(_sparse("2x16", 5))
+    with pytest.raises(VerifyError, match="6 zeros"):
+        verify_zeros(_sparse("2x16", 6))
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])

@@ -1,7 +1,7 @@
 """ViT of transformers 5.x: `ViTForImageClassification` and `ViTModel` (with its pooler, or the class token without).
 
-The convolution over patches becomes a linear layer [H, c·p·p] in the order of `module.Embedding.unfold`, which is the
-order of the convolution's own weight [H, c, p, p].
+The convolution over patches becomes a linear layer [H, c·p·p] in the order of `module_parts.Embedding.unfold`, which
+is the order of the convolution's own weight [H, c, p, p].
 """
 
 from __future__ import annotations
