@@ -8,9 +8,10 @@ DATA holds CLINC150 (data_full.json) and Banking77 (train.csv, test.csv); PATH i
 whole table takes up to three CPU hours; everything is kept in the cache, so a killed run goes on where it was.
 
 Parts run apart: `teacher`; the goals' presets `goal-a` … `goal-e`, `goal-fast`, `banking-a` … `banking-c`; families
-`family-prune` … ; then `latency`, `test` and `table`. Recipes are chosen by what they keep on held-out rows, which
-each part prints; rows that prove the promises of exits are never among them. `test` first writes the digests of all recipes and made files down (the freeze), then reads the test
-split; when anything changed since, it refuses, and `--thaw` goes on and leaves a record in the results.
+`family-prune` … ; then `latency`, `test` and `table`. Recipes are chosen by what they keep on rows for choosing, which
+each part prints; rows that prove the promises of exits are never among them. `test` first writes the digests of all
+recipes, data and made files down (the freeze), then reads the test split; when anything changed since, it refuses, and
+`--thaw` goes on and leaves a record in the results.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from compression_cpu import CpuBook
 from compression_data import read_banking, read_clinc
 from compression_jobs import make_all

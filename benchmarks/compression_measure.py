@@ -24,7 +24,7 @@ from edgesdk.transformer.spec import is_dynamic
 
 RESAMPLES = 20_000
 LATENCY_ROWS, WARM_UP_ROWS, LATENCY_PASSES = 200, 20, 3
-LOADS = 3
+LOADS = 7
 Array = NDArray[Any]
 Answers = NDArray[np.int64]
 
@@ -117,8 +117,8 @@ def latency_ratio(
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """CPU time of the file against that of the fp32 file: one thread, one row at its real length, both in this
-    process and by turns. `ratio` is the median over rows of the two best times; `ci95` a bootstrap of that median. `load`
-    is the same for making the session."""
+    process and by turns. `ratio` is the median over rows of the two best times; `ci95` a bootstrap of that median.
+    `load` is the same for making the session."""
     sample = data.take(np.random.default_rng(seed).permutation(len(data))[: LATENCY_ROWS + WARM_UP_ROWS])
     pairs = [
         (session(model), [inputs for _, inputs in _one_by_one(encoded_for(package, sample), package)]),

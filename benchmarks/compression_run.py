@@ -1,7 +1,7 @@
 """Make the rows of the compression table and measure them; everything lands in the cache, so a killed run resumes.
 
-A piece of work (a stage on a package, a conversion, answers of a file) has one name in the CPU book, whichever rows need
-it, so that the whole table's time is the sum over the pieces.
+A piece of work (a stage on a package, a conversion, answers of a file) has one name in the CPU book, whichever rows
+need it, so that the whole table's time is the sum over the pieces.
 """
 
 from __future__ import annotations
@@ -80,18 +80,16 @@ class Bench:
             say(f"{row.key}: not made: {text}")
             return False
         self.store.write("rows", row.key, {**marks, **facts, "works": works})
-        together, alone = facts["together"], facts["choice"]
         say(
             f"{row.key}: {facts['bytes']:,} bytes, {100 * facts['size']:.2f} % of fp32; kept "
-            f"{100 * together['kept']:.2f} % (≥ {100 * together['lower95']:.2f}) of {together['rows']} rows for choosing, "
-            f"{100 * alone['kept']:.2f} % (≥ {100 * alone['lower95']:.2f}) of the {alone['rows']} that no training saw; "
+            f"{_words(facts['together'])} for choosing, {_words(facts['choice'])} of them that no training saw; "
             f"{facts['cpu'] / 60:.1f} CPU minutes; recipe {recipe.digest[:12]}"
         )
         return True
 
     def _facts(self, row: Row, subject: Subject, recipe: Recipe, works: Works) -> dict[str, Any]:
         package, seconds = self._compress(subject, recipe, row.key, works)
-        folder, base = self._artifact(package, works), self._artifact(subject.teacher, works) / "model.onnx"
+        folder, base = self.artifact(package, works), self.artifact(subject.teacher, works) / "model.onnx"
         model, size, spec = folder / "model.onnx", read_artifact(folder).bytes, package.spec
         return {
             "package": content_digest(package), "model": sha256_file(model),
@@ -109,8 +107,8 @@ class Bench:
         if reasons:
             raise ConfigError("; ".join(reasons))
         package, seconds = subject.teacher, []
-        for stage in recipe.stages:
-            one = Recipe(recipe.name, (stage,), recipe.seed)
+        for number, stage in enumerate(recipe.stages, 1):
+            one = Recipe(f"stage {number} of {len(recipe.stages)}", (stage,), recipe.seed)
             key = f"stage {content_digest(package)} {_digest(stage, recipe.seed)} {subject.digest}"
             works.append(key)
             with self.book.measure(key) as watched:
@@ -123,7 +121,7 @@ class Bench:
         """Progress that says which row it is about."""
         return lambda text, done, total: self.progress(f"{what}: {text}", done, total)
 
-    def _artifact(self, package: Package, works: Works) -> Path:
+    def artifact(self, package: Package, works: Works) -> Path:
         """The folder of the shipped file; made anew when the converter or ONNX Runtime, which fuses, is another."""
         code = [code_digest(CONVERTER_CODE), importlib.metadata.version("onnxruntime"), TARGET]
         folder = self.cache / "artifacts" / sha256_bytes(canonical_json([content_digest(package), *code]))[:32]
@@ -173,7 +171,7 @@ class Bench:
     def latency(self, row: Row) -> None:
         """Measure the file by turns with the fp32 file, on rows for choosing."""
         facts = self.made(row)
-        if facts is None or self._figures("latency", row, facts) is not None:
+        if facts is None or self.figures("latency", row, facts) is not None:
             return
         subject, works = self.subjects[row.corpus], Works()
         package, model, base = self._shipped(row, facts, works)
@@ -193,7 +191,7 @@ class Bench:
         found: dict[str, Digests] = {}
         unmade = []
         for row in (row for row in self.rows if row.corpus == corpus):
-            known, facts = self._settled(row), self.made(row)
+            known, facts = self.settled(row), self.made(row)
             if known is None:
                 unmade.append(row)
                 continue
@@ -202,22 +200,17 @@ class Bench:
         if unmade:
             raise ConfigError(
                 f"{corpus}: {len(unmade)} rows are not made yet: " + "; ".join(row.name for row in unmade[:6]),
-                "make them before the test split is read: --only " + " ".join(dict.fromkeys(row.part for row in unmade)),
+                "make them first: --only " + " ".join(dict.fromkeys(row.part for row in unmade)),
             )
         thawed = freeze(self.store, corpus, found, thaw)
         for name, digests in found.items():
             say(f"frozen: {name}: recipe {str(digests['recipe'])[:16]}")
         return thawed
 
-    def thawed(self) -> list[str]:
-        """What changed after a freeze, of all corpora."""
-        documents = (self.store.read("freeze", corpus) for corpus in self.subjects)
-        return [line for document in documents if document is not None for line in document["thawed"]]
-
     def test(self, row: Row) -> None:
         """The figures on the test split; only after `freeze`."""
         facts = self.made(row)
-        if facts is None or self._figures("tested", row, facts) is not None:
+        if facts is None or self.figures("tested", row, facts) is not None:
             return
         subject, works = self.subjects[row.corpus], Works()
         package, model, base = self._shipped(row, facts, works)
@@ -239,15 +232,15 @@ class Bench:
         """
         subject = self.subjects[row.corpus]
         package, _ = self._compress(subject, self.recipe(row), row.key, works)
-        model = self._artifact(package, works) / "model.onnx"
+        model = self.artifact(package, works) / "model.onnx"
         if sha256_file(model) != facts["model"]:
             raise ConfigError(
                 f"{row.key}: EdgeSDK's code changed since this row was made, and now makes another file",
                 f"make it again: --only {row.part}",
             )
-        return package, model, self._artifact(subject.teacher, works) / "model.onnx"
+        return package, model, self.artifact(subject.teacher, works) / "model.onnx"
 
-    def _settled(self, row: Row) -> dict[str, Any] | None:
+    def settled(self, row: Row) -> dict[str, Any] | None:
         """Facts or error of a row by the recipe, the teacher and the rows of now; None where there are none."""
         known = self.store.read("rows", row.key)
         try:
@@ -259,59 +252,20 @@ class Bench:
 
     def made(self, row: Row) -> dict[str, Any] | None:
         """Facts of a row that was made by the recipe, the teacher and the rows of now."""
-        known = self._settled(row)
+        known = self.settled(row)
         return None if known is None or "error" in known else known
 
     def _keep(self, kind: str, row: Row, facts: dict[str, Any], figures: dict[str, Any], works: Works) -> None:
         self.store.write(kind, _file_name(row, facts), {"data": facts["data"], "works": works, "figures": figures})
 
-    def _figures(self, kind: str, row: Row, facts: dict[str, Any]) -> dict[str, Any] | None:
+    def figures(self, kind: str, row: Row, facts: dict[str, Any]) -> dict[str, Any] | None:
         """What was measured of the row's file, with the same teacher and rows."""
         known = self.store.read(kind, _file_name(row, facts))
         return known if known is not None and known["data"] == facts["data"] else None
 
-    def teacher(self, corpus: str) -> dict[str, Any]:
-        """Figures of the fp32 model; those of the test split only where a row was tested."""
-        subject = self.subjects[corpus]
-        package = subject.teacher
-        document: dict[str, Any] = {
-            "bytes": (self._artifact(package, Works()) / "model.onnx").stat().st_size,
-            "parameters": package.spec.parameters(), "sequence": package.sequence,
-            "macs_worst": package.spec.macs(package.sequence), "cpu": subject.cpu, "accuracy": None, "rows": 0,
-        }
-        for row in (row for row in self.rows if row.corpus == corpus):
-            facts = self.made(row)
-            known = None if facts is None else self._figures("tested", row, facts)
-            if known is not None:
-                return document | {"accuracy": known["figures"]["reference"], "rows": known["figures"]["rows"]}
-        return document
 
-    def results(self, row: Row) -> dict[str, Any]:
-        """Everything that is known of a row, for the table."""
-        document: dict[str, Any] = {
-            "corpus": row.corpus, "name": row.name, "family": row.family, "part": row.part, "recovery": row.recovery,
-            "preset": row.preset,
-        }
-        known, facts = self._settled(row), self.made(row)
-        if facts is None:
-            return document | ({"error": "not made yet"} if known is None else {"error": known["error"], "failed": True})
-        document |= {key: facts[key] for key in ("recipe", "bytes", "size", "scheme", "parameters", "encoder", "cpu")}
-        document["macs_worst"] = facts["macs"]
-        for kind, label in (("tested", "test"), ("latency", "latency")):
-            found = self._figures(kind, row, facts)
-            if found is not None:
-                document[label] = found["figures"]
-        return document
-
-    def spent(self) -> float:
-        """CPU seconds of the whole table: every piece of work counts once, whoever needed it and wherever it failed."""
-        works = {subject.work for subject in self.subjects.values()}
-        for row in self.rows:
-            known, facts = self._settled(row), self.made(row)
-            documents = [] if facts is None else [self._figures(kind, row, facts) for kind in ("tested", "latency")]
-            for document in (known, *documents):
-                works |= set([] if document is None else document.get("works", []))
-        return sum(self.book.seconds(what) for what in works)
+def _words(figures: dict[str, Any]) -> str:
+    return f"{100 * figures['kept']:.2f} % (≥ {100 * figures['lower95']:.2f}) on {figures['rows']} rows"
 
 
 def _digest(stage: Stage, seed: int) -> str:

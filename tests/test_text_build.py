@@ -77,5 +77,5 @@ def test_arrays_of_tokens_are_refused_before_any_work(request_of_texts: Request,
     assert data.labels is not None
     np.savez(tmp_path / "tokens.npz", labels=data.labels, **data.inputs)
     asked = dataclasses.replace(request_of_texts, data=str(tmp_path / "tokens.npz"), train_data=None)
-    with pytest.raises(ConfigError, match=r"stages\[0\] prune.vocabulary: it encodes texts anew"):
+    with pytest.raises(ConfigError, match=r"stages\[0\] \(line 4\) prune.vocabulary: it encodes texts anew"):
         build(asked, _silent, _silent)

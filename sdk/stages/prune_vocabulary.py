@@ -17,7 +17,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,14 @@ from edgesdk.wordpiece import WordPiece, read_wordpiece, rewrite
 
 
 class PruneVocabularyOptions(Options):
-    """`size` tokens stay, special ones and single characters included. `corpus` is a file of UTF-8 text, one text a
+    """`size` tokens stay (a share of the vocabulary where it is below 1), special ones and single characters included.
+    `corpus` is a file of UTF-8 text, one text a
     line, or a .csv or .jsonl file with texts; without, the training texts are counted. `max_length` also cuts the table
     of positions. `corpus_sha256` is filled in, so that lineage and cache know what was read."""
 
-    size: int = Field(ge=1, le=1 << 24, description="the number of tokens that stay, such as 8000")
+    size: Annotated[int, Field(strict=True, ge=1, le=1 << 24)] | Annotated[float, Field(strict=True, gt=0, lt=1)] = (
+        Field(description="a number of tokens, such as 8000, or a share below 1, such as 0.25")
+    )
     corpus: str | None = None
     corpus_sha256: str | None = None
     max_length: int | None = Field(default=None, ge=1, le=1 << 24)
@@ -82,17 +85,21 @@ class PruneVocabulary(Stage):
                 "the model's output has a row for each token (hidden_states), and texts become other tokens: nothing "
                 "could be compared with the model before; use one with pooling"
             )
-        if self.options.size > embedding.vocabulary:
+        if self._size(embedding) > embedding.vocabulary:
             reasons.append(f"size is {self.options.size}, the vocabulary has {embedding.vocabulary} tokens")
         if (self.options.max_length or 1) > embedding.max_length:
             reasons.append(f"max_length is {self.options.max_length}, the model's is {embedding.max_length}")
         return reasons
 
+    def _size(self, embedding: TokenEmbedding) -> int:
+        size = self.options.size
+        return size if isinstance(size, int) else max(1, round(size * embedding.vocabulary))
+
     def ensures(self, outline: Outline) -> Outline:
         embedding = outline.spec.embedding
         assert isinstance(embedding, TokenEmbedding)
         length = self.options.max_length or embedding.max_length
-        embedding = dataclasses.replace(embedding, vocabulary=self.options.size, max_length=length)
+        embedding = dataclasses.replace(embedding, vocabulary=self._size(embedding), max_length=length)
         return dataclasses.replace(outline, spec=dataclasses.replace(outline.spec, embedding=embedding))
 
     def apply(self, package: Package, context: Context) -> Change:
@@ -110,7 +117,9 @@ class PruneVocabulary(Stage):
         if lost := [token for token in sorted(old.special) if old.ids[token] >= len(table)]:
             raise StageError(f"stage {self.name}: the table has {len(table)} rows, none for {', '.join(lost[:4])}")
         old = dataclasses.replace(old, tokens=old.tokens[: len(table)])
-        kept = [old.ids[token] for token in self._kept(old, context)]
+        assert isinstance(package.spec.embedding, TokenEmbedding)
+        size = self._size(package.spec.embedding)
+        kept = [old.ids[token] for token in self._kept(old, context, size)]
         files = rewrite(package.preprocess, [old.tokens[index] for index in kept], options.max_length)
         new = read_wordpiece(files)
         weights = {**package.weights, "embedding.tokens.weight": np.ascontiguousarray(table[kept])}
@@ -129,10 +138,9 @@ class PruneVocabulary(Stage):
             golden_inputs=translated(package.samples.golden_inputs),
         )
 
-    def _kept(self, old: WordPiece, context: Context) -> list[str]:
-        """The tokens that stay, in the order of their old ids."""
+    def _kept(self, old: WordPiece, context: Context, size: int) -> list[str]:
+        """The `size` tokens that stay, in the order of their old ids."""
         counts = old.count(self._texts(context))
-        size = self.options.size
         base = base_pieces(old, counts, self.options.characters)
         if len(base) > size:
             raise StageError(

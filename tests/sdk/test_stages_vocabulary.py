@@ -87,6 +87,13 @@ def test_size_is_exact_and_each_row_is_the_old_row(method: str, size: int) -> No
     assert rows.tobytes() == made.weights["embedding.tokens.weight"].tobytes()
 
 
+def test_size_below_one_is_a_share_of_the_vocabulary() -> None:
+    package = text_package()
+    made = _prune(package, size=0.75)
+    assert len(_tokens(made)) == round(0.75 * len(VOCABULARY))
+    assert _tokens(made) == _tokens(_prune(package, size=round(0.75 * len(VOCABULARY))))
+
+
 def test_the_whole_vocabulary_is_the_same_model() -> None:
     package = text_package()
     made = _prune(package, size=len(VOCABULARY))
