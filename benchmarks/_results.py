@@ -38,8 +38,9 @@ def figure(
     name: str, value: Any, unit: str, goal: str | None = None, met: bool | None = None, provenance: str = "measured",
     interval: Any = None,
 ) -> dict[str, Any]:
-    """One entry; numbers are rounded to four digits."""
+    """One entry; numbers are rounded to four digits, and what has no value is `unmeasured`."""
     rounded = float(f"{value:.4g}") if isinstance(value, float) else value
+    provenance = "unmeasured" if value is None else provenance
     entry = {"figure": name, "value": rounded, "unit": unit, "goal": goal, "met": met, "provenance": provenance}
     return entry | ({"ci95": [float(f"{end:.4g}") for end in interval]} if interval else {})
 
