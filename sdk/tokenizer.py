@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer of a folder, from its own files only; None where it has neither tokenizer.json nor vocab.txt.
 
     Raises:
-        ConfigError: it needs code from elsewhere, does not load, or has no padding token.
+        ConfigError: it needs code from elsewhere, does not load, or has neither a padding nor an end token.
         ModelError: transformers is not installed.
     """
     folder = Path(folder)
@@ -72,6 +72,8 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
             f"{folder}: its tokenizer does not load: {type(problem).__name__}: {problem}",
             "write it again: tokenizer.save_pretrained(folder)",
         ) from problem
+    if inner.pad_token_id is None and inner.eos_token_id is not None:
+        inner.pad_token = inner.eos_token  # decoders have none; behind the mask any token will do
     if inner.pad_token_id is None:
         raise ConfigError(f"{folder}: its tokenizer has no padding token", "set tokenizer.pad_token and save it again")
     return Tokenizer(inner, tokenizer_digest(preprocess_files(folder)))

@@ -114,6 +114,21 @@ class StageTestCase:
         for package, made in self.applied():
             assert content_digest(self.apply(package)) == content_digest(made)
 
+    def test_trains_in_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Small models never get autocast by themselves, so large ones would be the first to meet it."""
+        import functools
+
+        import torch
+
+        from edgesdk.stages import train_loop
+
+        if not self.stage().trains:
+            return
+        contexts = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+        monkeypatch.setattr(train_loop, "autocast", lambda spec, device: contexts)
+        for package in self.packages():
+            verify(self.apply(package))
+
     def test_reloaded_package_goes_on(self, tmp_path: Path) -> None:
         following = self.after()
         for package, made in self.applied():

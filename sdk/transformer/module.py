@@ -88,7 +88,8 @@ class Transformer(nn.Module):
             if layer.gate:
                 pooled = tap(f"layers.{index}.gate.input", self.pool(hidden, attention_mask))
                 gates[index] = tap(f"layers.{index}.gate", block.gate(pooled))[:, 0]
-                runs = straight_through(gates[index], self.training)[:, None, None]
+                # Under autocast gates come in bfloat16, while layers end in a sum or a norm of float32.
+                runs = straight_through(gates[index], self.training)[:, None, None].to(hidden.dtype)
                 result = torch.lerp(hidden, result, runs) if self.training else torch.where(runs > 0, result, hidden)
             hidden = tap(f"layers.{index}.result", result)
             if layer.exit is not None:

@@ -443,6 +443,25 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path) is None
 
 
+@pytest.mark.parametrize("end", [None, "w1"])
+def test_decoders_pad_with_their_end_token(folder: Path, end: str | None) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in settings.items() if "token" not in name or name == "tokenizer_class"}
+    kept |= {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": None, "eos_token": end}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    if end is None:
+        with pytest.raises(ConfigError, match="padding token"):
+            load_tokenizer(folder)
+        return
+    found = load_tokenizer(folder)
+    assert found is not None
+    encoded = found.encode(["w2"], 6)
+    length = int(encoded["attention_mask"].sum())
+    token = found.inner.convert_tokens_to_ids(end)
+    assert encoded["input_ids"][0, length:].tolist() == [token] * (6 - length)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_broken_tokenizer(folder: Path, name: str) -> None:
     (folder / name).write_text('{"tokenizer_class": ')
