@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -130,34 +129,6 @@ def norm(name: str, layer: nn.LayerNorm) -> dict[str, Tensor]:
         raise ModelError(f"import: the LayerNorm {name} has no weights", "use elementwise_affine=True")
     bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(len(layer.weight))
     return {f"{name}.weight": layer.weight, f"{name}.bias": bias}
-
-
-def token_positions(family: str, embeddings: Any) -> Tensor:
-    """The table of positions [S, H] of embeddings that count them from 0.
-
-    Raises:
-        ModelError: the positions are counted in another way.
-    """
-    table: Tensor = embeddings.position_embeddings.weight
-    if not torch.equal(embeddings.position_ids.reshape(-1), torch.arange(len(table))):
-        raise ModelError(f"{family} import: position_ids do not count from 0 to {len(table) - 1}")
-    return table
-
-
-def refuse_decoder(family: str, config: Any) -> None:
-    """ModelError where the configuration of an encoder makes it a decoder, or positions are not absolute."""
-    for key in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-        if getattr(config, key, False):
-            refuse_config(family, key, getattr(config, key), "False (encoders)")
-    kind = getattr(config, "position_embedding_type", "absolute")
-    if kind != "absolute":
-        refuse_config(family, "position_embedding_type", kind, "absolute")
-
-
-def mean_of_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B, S, H] → [B, H]: the mean of the rows that are not padding."""
-    weight = attention_mask[:, :, None].to(hidden.dtype)
-    return (hidden * weight).sum(1) / weight.sum(1)
 
 
 def comes_from(model: object, module: str, name: str) -> bool:

@@ -7,25 +7,14 @@ of RoBERTa's; rows before that are never looked up but by padding, which is mask
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from edgesdk.transformer.importers.bert import layer_of, layer_weights
-from edgesdk.transformer.importers.draft import (
-    Draft,
-    activation_of,
-    classes_of,
-    comes_from,
-    labels_of,
-    linear,
-    mean_of_tokens,
-    norm,
-    refuse_config,
-    refuse_decoder,
-)
-from edgesdk.transformer.spec import TokenEmbedding, TransformerSpec
+from edgesdk.transformer.importers.draft import Draft, activation_of, comes_from, linear, norm, refuse_config
+from edgesdk.transformer.importers.text_encoder import EncoderSizes, refuse_decoder, text_draft
+from edgesdk.transformer.spec import TokenEmbedding
 
 FAMILY = "roberta"
 MODULE = "transformers.models.roberta.modeling_roberta"
@@ -67,24 +56,6 @@ def draft(model: Any, sequence: int | None) -> Draft:
     if classification:
         weights |= linear("pooler", model.classifier.dense) | linear("classifier", model.classifier.out_proj)
         parts |= {"pooler": model.classifier.dense, "classifier": model.classifier.out_proj}
-    classes = classes_of(FAMILY, config) if classification else None
-    spec = TransformerSpec(
-        embedding=TokenEmbedding(vocabulary=embeddings.word_embeddings.num_embeddings, max_length=len(positions)),
-        hidden=config.hidden_size,
-        layers=tuple(layers),
-        norm="post",
-        norm_epsilon=float(config.layer_norm_eps),
-        activation=activation,
-        pooling="cls" if classification else "mean",
-        pooler=classification,
-        classes=classes,
-    )
-
-    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
-        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True)
-        if classification:
-            logits: Tensor = output.logits
-            return logits
-        return mean_of_tokens(output.last_hidden_state, inputs["attention_mask"])
-
-    return Draft(spec, weights, forward, parts, labels_of(config, classes) if classes else None, padding)
+    embedding = TokenEmbedding(vocabulary=embeddings.word_embeddings.num_embeddings, max_length=len(positions))
+    sizes = EncoderSizes(config.hidden_size, float(config.layer_norm_eps), activation)
+    return text_draft(FAMILY, model, classification, embedding, sizes, layers, weights, parts, padding=padding)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edgesdk.errors import ModelError
 from edgesdk.transformer.importers import albert, bert, distilbert, roberta
-from edgesdk.transformer.importers.draft import Draft, mean_of_tokens
+from edgesdk.transformer.importers.draft import Draft
+from edgesdk.transformer.importers.text_encoder import mean_of_tokens
 
 FAMILY = "sentence"
 COVERS = "SentenceEncoder (edgesdk.transformer.importers) of one of the encoders above"
