@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edgesdk.converters.front_branches import inlined
+from edgesdk.converters.front_branches import inlined, marked
 from edgesdk.converters.front_fold import constants_of, fold
 from edgesdk.converters.front_linear import Encoding, Form, Linear, Operator, Recogniser
 from edgesdk.errors import UnsupportedOp
 
 __all__ = ["BRANCHES", "Encoding", "Form", "Graph", "Linear", "Operator", "lower"]
 
-BRANCHES = "early exits and gates run as branches of the ONNX artifact; tflite and neon do not build them yet"
+BRANCHES = "early exits and gates run as branches of the ONNX artifact; tflite does not build them"
+OLDEST_OPSET = 18
 LARGEST_VALUE = 64
 """Elements up to which shape inference gets the numbers of a constant: shapes and axes are no larger."""
 
@@ -40,21 +41,24 @@ class Graph:
     dtypes: dict[str, str]
 
 
-def lower(model_bytes: bytes, sequence: int, branches: bool = False) -> Graph:
+def lower(model_bytes: bytes, sequence: int, branches: bool | Literal["marked"] = False) -> Graph:
     """Lower a package's graph for batch 1 and `sequence` tokens. With `branches`, a graph with exits or gates is
-    lowered as its longest way through: every layer, gate and exit runs, and only the main output is an output.
+    lowered as its longest way through: every layer, gate and exit runs, and only the main output is an output. With
+    "marked" both branches stand one after the other, between the marks of `front_branches.py`.
 
     Raises:
         UnsupportedOp: a quantized construct that is none of the four forms, a shape that stays unknown, or (without
             `branches`) an exit or a gate; the message names the node.
     """
     model = onnx.load_from_string(model_bytes)
+    _check_opset(model)
     graph = model.graph
     if any(node.op_type == "If" for node in graph.node):
         if not branches:
-            raise UnsupportedOp(BRANCHES, "build this package with the onnx converter")
-        nodes = inlined(graph)
-        del graph.output[1:]
+            raise UnsupportedOp(BRANCHES, "build this package with the onnx or the neon converter")
+        nodes = marked(graph) if branches == "marked" else inlined(graph)
+        if branches != "marked":
+            del graph.output[1:]
     else:
         nodes = list(graph.node)
     constants = constants_of(graph)
@@ -77,6 +81,14 @@ def lower(model_bytes: bytes, sequence: int, branches: bool = False) -> Graph:
             for value in (*graph.input, *graph.output)
         },
     )
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    """Axes are inputs from opset 18 on; what a later opset than the installed onnx knows means is unknown."""
+    latest = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and not OLDEST_OPSET <= entry.version <= latest:
+            raise UnsupportedOp(f"opset {entry.version}: expected {OLDEST_OPSET} to {latest}", "export with opset 21")
 
 
 def _fix_inputs(graph: onnx.GraphProto, sequence: int) -> None:

@@ -9,38 +9,54 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from edgesdk.errors import Corrupt
+from edgesdk.harness.answer_types import (
+    TEXT_LIMIT,
+    Answer,
+    Digest,
+    Environment,
+    Fault,
+    Member,
+    Memory,
+    Number,
+    Positive,
+    Start,
+    Text,
+    Whole,
+)
 from edgesdk.harness.text import plain
 
-# Patterns of pydantic are those of Rust: `$` is the very end.
-MOST = 1 << 62
-TEXT_LIMIT = 4096
 DEPTH = 8
 
-Whole = Annotated[int, Field(ge=0, lt=MOST)]
-Positive = Annotated[int, Field(ge=1, lt=MOST)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=2 * TEXT_LIMIT)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Member = Annotated[str, Field(pattern=r"^c[0-9]{1,6}-[a-z0-9]{1,40}\.(bin|jsonl)$")]
 
-
-class _Answer(BaseModel):
-    # Unknown keys are dropped: a document holds what this EdgeSDK knows, nothing that a board made up.
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class Snapshot(_Answer):
+class Snapshot(Answer):
     """`harness/worker/facts.py`, `snapshot`."""
 
     loadavg1: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     temperature_c: Number | None = None
     mem_available_bytes: Whole | None = None
+    swap_used_bytes: Whole | None = None
     boot_id: Text | None = None
+    uptime_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     governor: Text | None = None
+    power_mode: Text | None = None
     throttle_count: Whole | None = None
+    throttled: Whole | None = None
+    wall_clock_s: Whole | None = None
+
+
+class Power(Answer):
+    """`harness/worker/sensors.py`, `describe`."""
+
+    sensor: Text | None
+    reason: Text = ""
+    boundary: Text | None = None
+    rails: Annotated[list[Text], Field(max_length=64)] = []
+    total: Annotated[list[Text], Field(max_length=64)] = []
+    unit: Text | None = None
+    period_ns: Whole | None = None
 
 
 class Facts(Snapshot):
@@ -55,18 +71,23 @@ class Facts(Snapshot):
     board_model: Text | None = None
     serial: Text | None = None
     machine_id: Text | None = None
+    memory_cgroup: bool | None = None
+    jetson_release: Text | None = None
+    linger: bool | None = None
+    libc: Text | None = None
     mem_total_bytes: Whole | None = None
     python: Text | None = None
     rapl: Annotated[list[Text], Field(max_length=1024)] = []
+    power: Power | None = None
     runtimes: Annotated[dict[Text, Text | None], Field(max_length=64)] = {}
 
 
-class _Error(_Answer):
+class _Error(Answer):
     kind: Text
     message: Text
 
 
-class Status(_Answer):
+class Status(Answer):
     """`harness/worker/jobs.py`, `look`; the digest and the size are those of the result file."""
 
     job: Text
@@ -80,7 +101,7 @@ class Status(_Answer):
     bytes: Whole | None = None
 
 
-class _Golden(_Answer):
+class _Golden(Answer):
     passed: bool
     kind: Text
     value: Number | None
@@ -89,18 +110,18 @@ class _Golden(_Answer):
     n: Positive
 
 
-class _Evaluation(_Answer):
+class _Evaluation(Answer):
     n: Positive
     file: Member
     sha256: Digest
 
 
-class _WarmUp(_Answer):
+class _WarmUp(Answer):
     iterations: Whole
     seconds: Number
 
 
-class _CountedRound(_Answer):
+class _CountedRound(Answer):
     index: Annotated[int, Field(ge=0, lt=1000)]
     file: Member
     sha256: Digest
@@ -117,34 +138,48 @@ class _TimedRound(_CountedRound):
     other_cpu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     warmup: _WarmUp | None = None
     steady: bool
+    attempt: Annotated[int, Field(ge=0, lt=10)] = 0
+    start: Annotated[int, Field(ge=0, lt=1000)] = 0
+    warm_load_ns: Annotated[list[Whole], Field(max_length=100)] = []
+    memory: Memory = Memory()
+    environment: Environment = Environment()
 
 
-class _Reason(_Answer):
-    code: Annotated[str, Field(pattern=r"^E_[A-Z_]{1,30}$")]
-    text: Text
+class _Energy(Answer):
+    """The raw file of an energy run, or why there is none."""
+
+    file: Member | None = None
+    sha256: Digest | None = None
+    reason: Text = ""
 
 
-class _Candidate(_Answer):
+class _Candidate(Answer):
     artifact: Digest
+    energy: _Energy | None = None
     golden: _Golden | None
     evaluation: _Evaluation | None
-    reasons: Annotated[list[_Reason], Field(max_length=100)]
+    reasons: Annotated[list[Fault], Field(max_length=100)]
 
 
 class _TimedCandidate(_Candidate):
     rounds: list[_TimedRound]
+    rejected: Annotated[list[_TimedRound], Field(max_length=1000)] = []
 
 
 class _CountedCandidate(_Candidate):
     rounds: list[_CountedRound]
+    rejected: Annotated[list[_CountedRound], Field(max_length=0)] = []
 
 
-class _Result(_Answer):
+class _Result(Answer):
     format: Literal["edgesdk.job-result"]
     version: Literal[1]
     job: Digest
     before: Snapshot
     after: Snapshot
+    starts: Annotated[list[Start], Field(max_length=1000)] = []
+    ready: Annotated[list[Fault], Field(max_length=100)] = []
+    notes: Annotated[list[Text], Field(max_length=100)] = []
 
 
 class _TimedResult(_Result):
@@ -203,6 +238,8 @@ def check_result(document: Any, request: Mapping[str, Any], where: str) -> dict[
         indices = [entry["index"] for entry in record["rounds"]]
         if len(set(indices)) != len(indices) or any(index >= most for index in indices):
             raise Corrupt(f"{where}: malformed: {name} has rounds {indices[:30]}, {most} were asked for")
+        if any(entry["index"] >= most for entry in record["rejected"]):
+            raise Corrupt(f"{where}: malformed: {name} has rejected rounds that were not asked for")
         asked = spec["evaluation"]["n"] if spec["evaluation"] else None
         if record["evaluation"] is not None and record["evaluation"]["n"] != asked:
             got = record["evaluation"]["n"]

@@ -13,8 +13,11 @@ class Board:
     `host` None means this machine, without SSH. `known_hosts` is the file of pinned host keys (one per farm file).
     `python` is the interpreter on the board; `state` the folder for artifacts and jobs, relative to the user's home.
     `counting_plugin` is the path, on an emulated board, of the instruction-counting plugin for qemu-user; a process
-    started with QEMU_PLUGIN=`PATH,out=FILE` in its environment appends its counts to FILE. `meter` says that farm.toml
-    names an energy meter for it.
+    started with QEMU_PLUGIN=`PATH,out=FILE` in its environment appends its counts to FILE. `meter` holds the
+    settings of an energy meter that farm.toml names for it (see `energy/meters.py`).
+    `serial`, `machine_id` and `model` are pinned: another machine at this address is refused. `proxy_jump` is
+    USER@HOST:PORT of a host that SSH goes through, its key pinned in the same file. `power` is the kind and the URL
+    of the plug that switches the board.
     """
 
     name: str
@@ -29,7 +32,11 @@ class Board:
     python: str = "python3"
     state: str = ".edgesdk"
     counting_plugin: str | None = None
-    meter: bool = False
+    meter: tuple[tuple[str, str], ...] = ()
+    machine_id: str | None = None
+    model: str | None = None
+    proxy_jump: str | None = None
+    power: tuple[str, str] | None = None
     tags: tuple[str, ...] = ()
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgesdk.errors import BoardError, Corrupt, DiskFull
 from edgesdk.files import sha256_file
+from edgesdk.harness.evict import evict
 from edgesdk.harness.session import Session
 from edgesdk.harness.transport import Completed, Transport, check_remote, file_error
 
@@ -22,13 +23,14 @@ SPARE_BYTES = 64 << 20
 COMMAND_SECONDS = 60.0
 FINISH_SECONDS = 600.0
 
-# $1 the state folder, then digests; prints `free KIB`, and `DIGEST whole|part SIZE` or `DIGEST none 0` for each.
+# $1 the state folder, then digests; whole ones are marked as used now. Prints `free KIB 0`, and for each digest
+# `DIGEST whole|part SIZE` or `DIGEST none 0`.
 _LIST = """
 umask 077
 mkdir -p "$1/blobs" "$1/jobs" "$1/artifacts" && cd "$1/blobs" || exit 1; shift
 df -Pk . | tail -n 1 | { read -r _ _ _ kib _; echo "free $kib 0"; }
 for name; do
-  if [ -f "$name" ]; then echo "$name whole $(wc -c < "$name")"
+  if [ -f "$name" ]; then touch -c "$name"; echo "$name whole $(wc -c < "$name")"
   elif [ -f "$name.part" ]; then echo "$name part $(wc -c < "$name.part")"
   else echo "$name none 0"; fi
 done
@@ -63,7 +65,8 @@ def deploy(
         DiskFull, ReadOnly: the board's disk. Corrupt: wrong bytes three times. BoardError and what `Session` raises.
     """
     state = check_remote(session.board.state)
-    found, free = session.step(lambda transport: _look(transport, state, list(blobs)))
+    wanted = list(blobs)
+    found, free = session.step(lambda transport: _look(transport, state, wanted))
     missing = [name for name in blobs if found[name][0] != "whole"]
     if pack is not None:
         small = [name for name in missing if blobs[name].stat().st_size <= SMALL_BYTES]
@@ -76,14 +79,23 @@ def deploy(
     # Twice the bytes: a file may be copied on the board; and some room for results.
     needed = 2 * total + SPARE_BYTES
     if missing and free is not None and free < needed:
-        raise DiskFull(
-            f"{session.board.name}: {state} has {free >> 20} MiB free, {needed >> 20} MiB needed",
-            f"free space on the board; everything in {state} may be removed while no job runs",
-        )
+        evict(session, needed, [*wanted, *blobs])
+        free = session.step(lambda transport: _look(transport, state, []))[1]
+        if free is not None and free < needed:
+            raise DiskFull(
+                f"{session.board.name}: {state} has {free >> 20} MiB free, {needed >> 20} MiB needed (E_DISK_FULL)",
+                f"free space on the board; everything in {state} may be removed while no job runs",
+            )
     sent = 0
     for name in missing:
         progress("deploy", sent, total)
-        _send(session, state, name, blobs[name], found[name])
+        try:
+            _send(session, state, name, blobs[name], found[name])
+        except DiskFull:
+            # `df` does not know everything (quotas, blocks for root): room is made by what the upload found, once.
+            if not evict(session, (free or 0) + max(needed, 2 * total), [*wanted, *blobs]):
+                raise
+            _send(session, state, name, blobs[name], ("none", 0))
         sent += blobs[name].stat().st_size
     progress("deploy", total, total)
     return total
@@ -120,7 +132,7 @@ def _send(session: Session, state: str, name: str, local: Path, first: tuple[str
         if finished.returncode != 9:
             raise file_error(f"{session.board.name}: {part}", finished.returncode, finished.error_text)
     raise Corrupt(
-        f"{session.board.name}: {local.name} arrived with wrong bytes {TRIES} times (sha256 {name})",
+        f"{session.board.name}: {local.name} arrived with wrong bytes {TRIES} times (E_UPLOAD_CORRUPT, sha256 {name})",
         "check the board's storage and network; `dmesg` on the board may say more",
     )
 

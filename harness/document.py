@@ -16,9 +16,17 @@ from edgesdk.errors import MeasureError
 from edgesdk.files import atomic_folder, canonical_json, sha256_bytes, write_atomic
 from edgesdk.harness import figures
 from edgesdk.harness.board import Board
-from edgesdk.harness.energy import unmeasured_energy
-from edgesdk.harness.protocol import E_ACCURACY, E_CRASH, E_LOAD, E_THROTTLED, Profile
+from edgesdk.harness.energy.part import energy_part, keep_energy
+from edgesdk.harness.protocol import (
+    ALWAYS_REFUSE,
+    E_ACCURACY,
+    E_CRASH,
+    NEVER_REFUSE,
+    Profile,
+    refuses,
+)
 from edgesdk.harness.text import plain
+from edgesdk.harness.worker.codes import E_LOAD, E_THROTTLED
 from edgesdk.targets.target import Target
 
 FORMAT, VERSION = "edgesdk.measurement", 1
@@ -46,7 +54,8 @@ def write_measurement(
         "format": FORMAT, "version": VERSION, "name": artifact.name, "artifact": sha256, "board": board.name,
         "target": target.name, "provenance": board.provenance, "profile": profile.name, "seed": seed,
         "started": started, "facts": dict(facts), "work": artifact.work, "golden": None, "evaluation": None,
-        "rounds": [], "reasons": list(outcome.reasons),
+        "rounds": [], "rejected": [], "reasons": list(outcome.reasons), "exits": None,
+        "protocol": profile.worker_numbers(), "arena_bytes": artifact.runtime.get("arena_bytes"),
     }
     document["id"] = sha256_bytes(f"{outcome.job or started} {board.name} {sha256}".encode())
     with atomic_folder(folder) as new:
@@ -70,6 +79,7 @@ def _fill(
     facts: Mapping[str, Any], artifact: Artifact,
 ) -> None:
     document["golden"] = record["golden"]
+    document["energy_mj"] = keep_energy(record, raw, folder)
     document["reasons"] += [_reason(entry, artifact, facts) for entry in record["reasons"]]
     if record["evaluation"]:
         entry = record["evaluation"]
@@ -80,25 +90,51 @@ def _fill(
             shutil.copyfile(raw / entry["file"], folder / "evaluation.bin")
             document["evaluation"] = {
                 "n": entry["n"], "outputs": "evaluation.bin", "sha256": entry["sha256"], "provenance": board.provenance,
+                "exit_offset": _exit_offset(artifact, entry["n"]),
             }
-    for entry in record["rounds"]:
-        name = f"round-{entry['index']}{Path(entry['file']).suffix}"
-        shutil.copyfile(raw / entry["file"], folder / name)
-        timed = "p50_ns" in entry
-        keys = ("batch", "p50_ns", "cold_load_ns", "first_inference_ns", "peak_rss_bytes", "cpu_ns", "other_cpu")
-        round_document = {
-            "index": entry["index"], "samples": name, "sha256": entry["sha256"], "count": entry["count"],
-            **{key: entry[key] if timed else None for key in keys},
-            "warmup": entry.get("warmup"), "steady": entry["steady"] if timed else None, "codes": [],
-        }
-        document["rounds"].append(round_document)
-        if timed:
-            found = figures.round_figures(folder, round_document, artifact.work, artifact.golden.n)
+            document["exits"] = figures.exits(folder, document)
+    for kind in ("rounds", "rejected"):
+        for entry in record[kind]:
+            round_document = _round(entry, raw, folder, artifact, kind == "rejected")
+            document[kind].append(round_document)
             # A runner whose own summary contradicts its samples is not believed.
-            if abs(found["p50_ns"] - entry["p50_ns"]) > 2 + 0.01 * found["p50_ns"]:
-                reported = f"reports a median of {entry['p50_ns']} ns, its samples have {found['p50_ns']} ns"
-                document["reasons"].append(f"E_CRASH: round {entry['index']}: {reported}")
-            round_document.update(found)
+            found = round_document["p50_ns"]
+            if found is not None and abs(found - entry["p50_ns"]) > 2 + 0.01 * found:
+                reported = f"reports a median of {entry['p50_ns']} ns, its samples have {found} ns"
+                document["reasons"].append(f"{E_CRASH}: round {entry['index']}: {reported}")
+
+
+ROUND_KEYS = (
+    "batch", "cold_load_ns", "first_inference_ns", "warm_load_ns", "peak_rss_bytes", "memory", "cpu_ns", "other_cpu",
+    "steady", "warmup", "environment", "attempt", "start",
+)
+
+
+def _round(
+    entry: Mapping[str, Any], raw: Path, folder: Path, artifact: Artifact, rejected: bool
+) -> dict[str, Any]:
+    """The document of a round, its raw file copied; figures and codes are those of its samples."""
+    timed = "p50_ns" in entry
+    attempt = f"-rejected-{entry['attempt']}" if rejected else ""
+    name = f"round-{entry['index']}{attempt}{Path(entry['file']).suffix}"
+    shutil.copyfile(raw / entry["file"], folder / name)
+    document = {
+        "index": entry["index"], "samples": name, "sha256": entry["sha256"], "count": entry["count"],
+        **{key: entry.get(key) if timed else None for key in ROUND_KEYS}, "p50_ns": None, "codes": [],
+    }
+    if timed:
+        document.update(figures.round_figures(folder, document, artifact.work, artifact.golden.n))
+    return document
+
+
+def _exit_offset(artifact: Artifact, n: int) -> int | None:
+    """Where in a block of n outputs the output `exit` begins; None for models that inputs do not leave early."""
+    offset = 0
+    for tensor in artifact.outputs:
+        if tensor.name == "exit" and tensor.dtype == "int64" and math.prod(tensor.shape) == 1:
+            return offset
+        offset += n * math.prod(tensor.shape[1:]) * np.dtype(DTYPES[tensor.dtype]).itemsize
+    return None
 
 
 def _output_fault(artifact: Artifact, data: bytes, n: int) -> str:
@@ -132,7 +168,7 @@ def _fill_figures(
     }
     document["instructions"] = {"value": None, "provenance": "unmeasured", "classes": {}, "n": 0, "labels": []}
     document["peak_rss_bytes"] = {"value": None, "provenance": "unmeasured", "reason": "no round was run"}
-    document["energy_mj"] = unmeasured_energy(board, target, facts)
+    document["memory_bytes"] = document["loading_ms"] = None
     if board.emulated:
         reason = "under qemu-user the emulator's own memory is counted in"
         document["peak_rss_bytes"] = {"value": None, "provenance": "unmeasured", "reason": reason}
@@ -141,19 +177,27 @@ def _fill_figures(
     elif document["rounds"]:
         document["latency_ms"] = figures.latency(folder, document)
         document["peak_rss_bytes"] = figures.peak_rss(document, board.provenance)
-        if not (profile.lenient and board.host is None):
-            document["reasons"] += _refusals(document)
+        document["memory_bytes"] = figures.memory(document, board.provenance)
+        document["loading_ms"] = figures.loading(document)
+        document["reasons"] += _refusals(document, refuses(profile, board))
+    document["energy_mj"] = energy_part(document, folder, board, target, facts, profile)
 
 
-def _refusals(document: Mapping[str, Any]) -> list[str]:
-    """On a real board, or beyond smoke, a faulty round makes the measurement invalid."""
+def _refusals(document: Mapping[str, Any], strict: bool) -> list[str]:
+    """On a real board, or beyond smoke, a faulty round or a faulty board makes the measurement invalid; elsewhere only
+    what cannot be true does."""
     reasons = []
     for entry in document["rounds"]:
-        if entry["codes"]:
-            reasons.append(f"{', '.join(entry['codes'])}: round {entry['index']}")
+        codes = [code for code in entry["codes"] if code not in NEVER_REFUSE and (strict or code in ALWAYS_REFUSE)]
+        if codes:
+            again = sum(other["index"] == entry["index"] for other in document["rejected"])
+            repeated = f", after {again} rejected" if again else ""
+            reasons.append(f"{', '.join(codes)}: round {entry['index']}{repeated}")
     facts = document["facts"]
     texts = {
         E_LOAD: f"load average {facts.get('loadavg1')} before the first round",
         E_THROTTLED: f"throttle count went from {facts.get('throttle_count')} to {facts.get('after')}",
+        **{fault["code"]: fault["text"] for fault in facts.get("ready") or ()},
     }
-    return reasons + [f"{code}: {texts[code]}" for code in figures.board_codes(facts)]
+    codes = [code for code in figures.board_codes(facts) if strict and code not in NEVER_REFUSE]
+    return reasons + [f"{code}: {texts[code]}" for code in codes]

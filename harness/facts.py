@@ -27,6 +27,7 @@ def deploy_worker(session: Session) -> str:
         local = Path(folder) / "worker.pyz"
         local.write_bytes(data)
         deploy(session, {name: local})
+    session.keep.add(name)
     return f"{session.board.state}/blobs/{name}"
 
 
@@ -61,18 +62,31 @@ def worker_answer(board: Board, command: str, completed: Completed) -> dict[str,
 
 
 def check_identity(board: Board, facts: Mapping[str, Any]) -> None:
-    """Compare the serial number (or machine id) with the one that the farm file pins.
+    """Compare serial number, machine id and model with those that the farm file pins.
+
+    A `serial` may be a machine id where the board has no serial number. A cloned SD card carries the machine id and the
+    host keys of another board; the serial number, which is the processor's, gives it away.
 
     Raises:
-        Identity: another machine answers; cloned SD cards share host keys, so SSH alone does not notice.
+        Identity: another machine answers (E_IDENTITY).
     """
-    found = [facts.get("serial"), facts.get("machine_id")]
-    if board.serial is not None and board.serial not in found:
-        raise Identity(
-            f"{board.name}: farm.toml pins serial {board.serial!r}; the machine that answers has serial {found[0]!r}, "
-            f"machine id {found[1]!r}",
-            "another board at this address? correct `host`, or `serial` after an exchange of hardware",
-        )
+    serial, machine, model = (facts.get(key) for key in ("serial", "machine_id", "board_model"))
+    found = {"serial": (serial, machine), "machine_id": (machine,), "model": (model,)}
+    for key, values in found.items():
+        pinned = getattr(board, key)
+        if pinned is not None and pinned not in values:
+            raise Identity(
+                f"{board.name}: another machine answers (E_IDENTITY): farm.toml pins {key} {pinned!r}; it has serial "
+                f"{serial!r}, machine id {machine!r}, model {model!r}",
+                "another board, or a cloned SD card, at this address? correct `host`, or the pinned values after an "
+                "exchange of hardware",
+            )
+
+
+def identity_of(facts: Mapping[str, Any]) -> dict[str, str | None]:
+    """What `farm.pin_identity` may pin of a board: `serial`, `machine_id`, `model`."""
+    model = facts.get("board_model")
+    return {"serial": serial_of(facts), "machine_id": facts.get("machine_id"), "model": model and str(model)}
 
 
 def serial_of(facts: Mapping[str, Any]) -> str | None:

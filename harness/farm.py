@@ -20,8 +20,19 @@ from edgesdk.harness.text import plain
 
 FORMAT, VERSION = "edgesdk.farm", 1
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{3,63}")
+MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:()/+,-]{0,127}")
+WORDS = {"serial": "serial number", "machine_id": "machine id"}
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 HOST = Board(name="host", target="host", python=sys.executable)
+
+
+class _Plug(BaseModel):
+    """A plug that switches the board's supply: `power = {kind = "shelly", url = "http://192.0.2.30"}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["shelly", "tasmota"]
+    url: str = Field(pattern=r"^http://[A-Za-z0-9][A-Za-z0-9.:_-]*$", max_length=253)
 
 
 class _Entry(BaseModel):
@@ -36,6 +47,12 @@ class _Entry(BaseModel):
     key: str | None = None
     known_hosts: str = "known_hosts"
     serial: str | None = Field(default=None, min_length=1)
+    machine_id: str | None = Field(default=None, min_length=1)
+    model: str | None = Field(default=None, min_length=1)
+    proxy_jump: str | None = Field(
+        default=None, max_length=300, pattern=r"^[A-Za-z_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]{1,5})?$"
+    )
+    power: _Plug | None = None
     emulated: bool = False
     python: str = Field(default="python3", pattern=r"^[A-Za-z0-9_/.+-]+$")
     state: str = Field(default=".edgesdk", pattern=r"^[A-Za-z0-9_./-]+$")
@@ -66,7 +83,9 @@ def load_farm(path: Path) -> dict[str, Board]:
     for name, entry in _read(path).boards.items():
         if not NAME.match(name) or name == HOST.name:
             raise ConfigError(f"{path}: boards.{name}: not a name for a board", "lower-case letters, digits, '-', '_'")
-        values = entry.model_dump(exclude={"key", "known_hosts"}) | {"meter": entry.meter is not None}
+        values = entry.model_dump(exclude={"key", "known_hosts", "power", "meter"})
+        values["meter"] = tuple(sorted((entry.meter or {}).items()))
+        values["power"] = (entry.power.kind, entry.power.url) if entry.power else None
         key = _relative_to(path, entry.key) if entry.key else None
         boards[name] = Board(name=name, key=key, known_hosts=_relative_to(path, entry.known_hosts), **values)
     return boards
@@ -101,33 +120,45 @@ def add_board(path: Path, name: str, values: Mapping[str, Any]) -> Board:
 
 
 def pin_serial(path: Path, name: str, serial: str) -> bool:
-    """Write `serial` into the table of a board that has none; the file is kept as it is otherwise.
+    """Write `serial` into the table of a board that has none; see `pin_identity`."""
+    return bool(pin_identity(path, name, {"serial": serial}))
+
+
+def pin_identity(path: Path, name: str, values: Mapping[str, str | None]) -> list[str]:
+    """Write what identifies a machine into the table of its board; the file is kept as it is otherwise.
+
+    Args:
+        values: `serial`, `machine_id`, `model`; what is None, or pinned already, stays as it is.
 
     Returns:
-        False where the board has a serial already; nothing is written then.
+        the keys that were written.
 
     Raises:
-        ConfigError: no such board, not a serial number, or a table that is not written as `[boards.NAME]`.
+        ConfigError: no such board, a value that cannot be one, or a table that is not written as `[boards.NAME]`.
     """
     board = load_farm(path).get(name)
     if board is None or name == HOST.name:
         raise ConfigError(f"{path}: has no board {name!r}")
-    if board.serial is not None:
-        return False
-    if not SERIAL.fullmatch(serial):
-        raise ConfigError(f"{path}: boards.{name}: {plain(serial, 80)!r} does not look like a serial number")
+    new = {key: value for key, value in values.items() if value is not None and getattr(board, key) is None}
+    for key, value in new.items():
+        if not (MODEL if key == "model" else SERIAL).fullmatch(value):
+            shown = plain(value, 80)
+            raise ConfigError(f"{path}: boards.{name}: {shown!r} does not look like a {WORDS.get(key, key)}")
+    if not new:
+        return []
     header = re.compile(rf"^[ \t]*\[ *boards *\. *([\"']?){re.escape(name)}\1 *\][ \t]*(#.*)?$", re.MULTILINE)
     text = path.read_text()
     wanted = tomllib.loads(text)
-    wanted["boards"][name]["serial"] = serial
+    wanted["boards"][name].update(new)
+    lines = "\n".join(f"{key} = {_toml(value)}" for key, value in new.items())
     for found in header.finditer(text):
-        changed = f"{text[: found.end()]}\nserial = {_toml(serial)}{text[found.end() :]}"
+        changed = f"{text[: found.end()]}\n{lines}{text[found.end() :]}"
         # What looks like a header may be inside a string of many lines: only the wanted change is written.
         with contextlib.suppress(tomllib.TOMLDecodeError):
             if tomllib.loads(changed) == wanted:
                 write_atomic(path, changed.encode())
-                return True
-    raise ConfigError(f"{path}: has no table [boards.{name}] to write into", f"add serial = {_toml(serial)} by hand")
+                return list(new)
+    raise ConfigError(f"{path}: has no table [boards.{name}] to write into", f"add {lines!r} by hand")
 
 
 def _read(path: Path) -> _Farm:

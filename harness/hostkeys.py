@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,22 +75,37 @@ def check_host_key(board: Board, key: paramiko.PKey, pinned: dict[str, paramiko.
         )
     if key not in pinned.values():
         old = ", ".join(f"{kind} {fingerprint(entry)}" for kind, entry in sorted(pinned.items()))
+        line = _line_of(board)
         raise HostKey(
-            f"{where}: host key changed: {board.known_hosts} pins {old}; the board shows {shown}",
+            f"{where}: host key changed: {board.known_hosts}{line} pins {old}; the board shows {shown}",
             f"if the board was installed anew, remove its line from {board.known_hosts} and "
             f"`edgesdk boards trust {board.name}`; otherwise another machine answers at this address",
         )
 
 
-def scan_host_key(host: str, port: int = 22, seconds: float = SCAN_SECONDS) -> HostKeyFound:
+def _line_of(board: Board) -> str:
+    """`:NUMBER` of the line of known_hosts that names the board; empty where the name is hashed."""
+    name = known_name(str(board.host), board.port)
+    lines = board.known_hosts.read_text(errors="replace").splitlines() if board.known_hosts else []
+    found = [number for number, line in enumerate(lines, 1) if name in line.partition(" ")[0].split(",")]
+    return f":{found[0]}" if found else ""
+
+
+def scan_host_key(
+    host: str, port: int = 22, seconds: float = SCAN_SECONDS,
+    through: Callable[[], socket.socket | paramiko.Channel] | None = None,
+) -> HostKeyFound:
     """Ask a host for its key, without logging in.
+
+    Args:
+        through: opens the stream to it where it is not dialled from here (see `connection.scan_board`).
 
     Raises:
         Unreachable: no answer, or no SSH server.
     """
     where = f"{host}:{port}"
     try:
-        with socket.create_connection((host, port), seconds) as connection:
+        with through() if through else socket.create_connection((host, port), seconds) as connection:
             transport = paramiko.Transport(connection)
             transport.banner_timeout = seconds
             try:
@@ -102,8 +118,11 @@ def scan_host_key(host: str, port: int = 22, seconds: float = SCAN_SECONDS) -> H
     return HostKeyFound(key.get_name(), key.get_base64(), fingerprint(key))
 
 
-def trust(board: Board, typed: str) -> HostKeyFound:
+def trust(board: Board, typed: str, found: HostKeyFound | None = None) -> HostKeyFound:
     """Pin the key that the board shows now, if its fingerprint is the one that the user typed.
+
+    Args:
+        found: what the board showed, where it was asked already (`connection.scan_board`, through a jump host).
 
     Raises:
         ConfigError: the board has no host or no known_hosts file.
@@ -112,7 +131,7 @@ def trust(board: Board, typed: str) -> HostKeyFound:
     """
     if board.host is None or board.known_hosts is None:
         raise ConfigError(f"{board.name}: has no host or no known_hosts file", "set both in farm.toml")
-    found = scan_host_key(board.host, board.port)
+    found = found or scan_host_key(board.host, board.port)
     if typed.strip() != found.fingerprint:
         raise HostKey(
             f"{board.name}: the board shows {found.kind} {found.fingerprint}, typed was {typed.strip()[:80]!r}",

@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgesdk.errors import BoardError, Busy, Corrupt, DiskFull, EdgeSDKError, ReadOnly
+from edgesdk.errors import BoardError, Busy, Corrupt, DiskFull, EdgeSDKError, LeaseLost, ReadOnly, Rebooting
 from edgesdk.files import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgesdk.harness import answers
 from edgesdk.harness.deploy import deploy, remove
 from edgesdk.harness.facts import ask_worker, worker_answer
+from edgesdk.harness.leases import Lease
 from edgesdk.harness.session import Session
 from edgesdk.harness.text import plain
 from edgesdk.harness.transport import Transport
@@ -33,6 +34,7 @@ RESULT_LIMIT = 2 << 30
 STALL_SECONDS = 30.0
 STATUS_SECONDS = 30.0
 COLLECT_TRIES = 3
+LOOP_LOSSES, LOOP_SECONDS = 3, 600.0
 # Ctrl-C waits at most 15 s: this long for the worker, and 5 s to kill a command that hangs.
 CANCEL_SECONDS = 10.0
 ZIP_FAULTS = (
@@ -40,7 +42,7 @@ ZIP_FAULTS = (
     OverflowError, RuntimeError, OSError,
 )
 FAILURES: dict[str, type[EdgeSDKError]] = {
-    "busy": Busy, "disk-full": DiskFull, "read-only": ReadOnly, "corrupt": Corrupt,
+    "busy": Busy, "disk-full": DiskFull, "read-only": ReadOnly, "corrupt": Corrupt, "stale": LeaseLost,
 }
 
 
@@ -61,7 +63,7 @@ def job_identity(workdir: Path, request: Mapping[str, Any]) -> str:
 
 def run_job(
     session: Session, worker: str, request: Mapping[str, Any], blobs: Mapping[str, Path], workdir: Path,
-    progress: Progress,
+    progress: Progress, lease: Lease | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Run a job to its end.
 
@@ -69,6 +71,7 @@ def run_job(
         request: the job document without its id.
         blobs: files that the job needs.
         workdir: gets `job.json` while the job runs, and the raw files in `raw/`.
+        lease: of the board; its epoch goes with the job, and it is checked before the job starts.
 
     Returns:
         the worker's result document (its raw files checked against their digests) and the folder of the raw files.
@@ -77,7 +80,7 @@ def run_job(
         Busy, DiskFull, ReadOnly, Corrupt, BoardError: the job failed on the board; and what `Session` raises.
     """
     identity = job_identity(workdir, request)
-    job = {**request, "id": identity}
+    job = {**request, "id": identity, **({"epoch": lease.epoch} if lease else {})}
     document = canonical_json(job)
     spec = workdir / "spec.json"
     write_atomic(spec, document)
@@ -89,8 +92,10 @@ def run_job(
     try:
         deploy(session, {**blobs, name: spec}, progress, pack)
         packed = ["--pack", sha256_file(pack)] if pack.exists() else []
+        if lease is not None:
+            lease.check()
         status = ask_worker(session, worker, "start", *arguments, "--spec", name, *packed)
-        status = _watch(session, worker, arguments, identity, status, progress)
+        status = _to_the_end(session, worker, [*arguments, "--spec", name], identity, status, progress, lease)
         if status["state"] != "done":
             (workdir / "job.json").unlink(missing_ok=True)
             if status["state"] == "failed":
@@ -118,6 +123,35 @@ def _cancel(session: Session, worker: str, arguments: list[str]) -> bool:
         completed = session.once(lambda transport: transport.run(argv, CANCEL_SECONDS))
         return worker_answer(session.board, "stop", completed)["state"] in ("done", "failed", "lost", "unknown")
     return False
+
+
+def _to_the_end(
+    session: Session, worker: str, arguments: list[str], identity: str, status: dict[str, Any], progress: Progress,
+    lease: Lease | None,
+) -> dict[str, Any]:
+    """Watch the job; where it lost its process (the board restarted, the worker was killed), begin it again, and it
+    goes on with the rounds that it has.
+
+    Raises:
+        Rebooting: it was lost three times in ten minutes.
+    """
+    lost: list[float] = []
+    while True:
+        status = _watch(session, worker, arguments[:4], identity, status, progress)
+        if status["state"] != "lost":
+            return status
+        now = time.monotonic()
+        lost = [at for at in lost if now - at < LOOP_SECONDS] + [now]
+        if len(lost) >= LOOP_LOSSES:
+            raise Rebooting(
+                f"{session.board.name}: the job lost its process {len(lost)} times in {LOOP_SECONDS / 60:.0f} minutes "
+                "(E_REBOOTED): the board restarts again and again, or something kills the worker",
+                "look at the power supply and at `dmesg` of the board; what was measured stays there, and the same "
+                "command goes on with it",
+            )
+        if lease is not None:
+            lease.check()
+        status = ask_worker(session, worker, "start", *arguments, "--resume")
 
 
 def _watch(
@@ -195,8 +229,8 @@ def read_result(archive: Path, job: Mapping[str, Any], raw: Path) -> dict[str, A
             result = answers.check_result(document, job, str(archive))
             raw.mkdir(parents=True, exist_ok=True)
             for record in result["candidates"]:
-                for entry in [record["evaluation"], *record["rounds"]]:
-                    if entry is not None:
+                for entry in [record["evaluation"], record["energy"], *record["rounds"], *record["rejected"]]:
+                    if entry is not None and entry["file"] is not None:
                         _unpack(members, entry, raw)
     except ZIP_FAULTS as problem:
         raise Corrupt(f"{archive}: malformed result: {plain(repr(problem), 300)}") from problem

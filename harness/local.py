@@ -24,7 +24,7 @@ class LocalTransport(StreamTransport):
 
     def stream(
         self, argv: Sequence[str], deadline_s: float, source: BinaryIO, stdout: Sink, stderr: Sink,
-        env: Mapping[str, str],
+        env: Mapping[str, str], silence_s: float | None = None,
     ) -> int:
         end = time.monotonic() + deadline_s
         try:

@@ -13,13 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.converters.artifact import DTYPES, Artifact, artifact_sha256, read_artifact
+from edgesdk.errors import DiskFull
 from edgesdk.files import sha256_bytes, sha256_file, write_atomic
 from edgesdk.harness.board import Board
+from edgesdk.harness.clock import clock_skew
 from edgesdk.harness.document import Outcome, write_measurement
+from edgesdk.harness.energy.part import metering
+from edgesdk.harness.evict import evict
 from edgesdk.harness.facts import collect_facts, deploy_worker, probe
 from edgesdk.harness.job import run_job
+from edgesdk.harness.leases import Lease
 from edgesdk.harness.preflight import problems
-from edgesdk.harness.protocol import E_PREFLIGHT, Profile, load_profile
+from edgesdk.harness.privileges import privileges
+from edgesdk.harness.protocol import E_PREFLIGHT, Profile, load_profile, refuses
+from edgesdk.harness.reserve import reserved
 from edgesdk.harness.session import Session
 from edgesdk.harness.verify import verify_measurement
 from edgesdk.targets.target import Target
@@ -28,6 +35,7 @@ __all__ = ["Evaluation", "load_profile", "measure", "probe", "verify_measurement
 
 LOCK_WAIT_SECONDS = 300
 COUNTED_ROUNDS = 2
+MAKE_ROOM_BYTES = 1 << 40  # all that may go: `df` did not know that the disk would not do
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,13 @@ def measure(
     evaluations = {candidate.sha256: rows for candidate, rows in zip(chosen, each, strict=True)}
     workdir.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    with Session(board) as session:
+    with reserved(board, LOCK_WAIT_SECONDS) as lease, Session(board) as session:
         progress("connect", 0, 1)
         worker = deploy_worker(session)
-        facts = collect_facts(session, worker)
+        facts = {**collect_facts(session, worker), "clock": clock_skew(session)}
+        facts["privileges"] = session.step(privileges).document()
+        if facts["privileges"]["lost"]:
+            progress("without root: no " + ", no ".join(facts["privileges"]["lost"]), 0, 1)
         outcomes = {name: Outcome(problems(c.folder, c.artifact, board, facts)) for name, c in unique.items()}
         inputs = _write_inputs(unique, outcomes, evaluations, workdir)
         runnable = [candidate for name, candidate in unique.items() if not outcomes[name].reasons]
@@ -93,10 +104,13 @@ def measure(
             request = _request(board, runnable, inputs, profile, seed)
             blobs = {sha256_file(path): path for c in runnable for path in c.files().values()}
             blobs |= {name: path for name, path, _ in inputs.values()}
-            result, raw = run_job(session, worker, request, blobs, workdir, progress)
-            for candidate, record in zip(runnable, result["candidates"], strict=True):
+            with metering(session, worker, profile.name) as meter:
+                request["energy"] = meter.request
+                result, raw = _run(session, worker, request, blobs, workdir, progress, lease)
+                records = meter.records(result["candidates"], raw)
+            for candidate, record in zip(runnable, records, strict=True):
                 outcomes[candidate.sha256] = Outcome([], record, raw, result["job"])
-            facts = {**facts, **result["before"], "after": result["after"]}
+            facts |= {**result["before"], **{key: result[key] for key in ("after", "starts", "ready", "notes")}}
     documents = {
         name: write_measurement(
             workdir / name, outcomes[name], candidate.artifact, name, board, target, facts, profile, seed, started
@@ -106,6 +120,20 @@ def measure(
     shutil.rmtree(workdir / "raw", ignore_errors=True)
     shutil.rmtree(workdir / "inputs", ignore_errors=True)
     return [documents[candidate.sha256] for candidate in chosen]
+
+
+def _run(
+    session: Session, worker: str, request: Mapping[str, Any], blobs: Mapping[str, Path], workdir: Path,
+    progress: Callable[[str, int, int], None], lease: Lease,
+) -> tuple[dict[str, Any], Path]:
+    """`run_job`; where the board's disk is full of files of ours while the job runs, they go, and it runs once more."""
+    try:
+        return run_job(session, worker, request, blobs, workdir, progress, lease)
+    except DiskFull:
+        lease.check()
+        if not evict(session, MAKE_ROOM_BYTES, blobs):
+            raise
+    return run_job(session, worker, request, blobs, workdir, progress, lease)
 
 
 def _request(
@@ -128,7 +156,8 @@ def _request(
     return {
         "format": "edgesdk.job", "version": 1, "board": board.name, "mode": mode,
         "counting_plugin": board.counting_plugin, "rounds": COUNTED_ROUNDS if mode == "counted" else profile.rounds,
-        "profile": profile.worker_numbers(), "seed": seed, "lock_wait_s": LOCK_WAIT_SECONDS, "candidates": specs,
+        "profile": profile.worker_numbers(), "strict": refuses(profile, board), "seed": seed,
+        "lock_wait_s": LOCK_WAIT_SECONDS, "candidates": specs,
     }
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgesdk.converters.artifact import Artifact
 from edgesdk.harness.board import Board
+from edgesdk.harness.elf import elf_machine, wanted_glibc
 from edgesdk.harness.protocol import E_PREFLIGHT
 from edgesdk.harness.worker.store import safe_parts
 
-ELF_MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 # Our names of instruction sets → names in /proc/cpuinfo; x86 features carry the name of /proc/cpuinfo already.
 FEATURES = {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fp16": "asimdhp"}
 RUNTIMES = {
@@ -21,17 +20,6 @@ RUNTIMES = {
     "litert": {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime"},
     "neon": {},
 }
-
-
-def elf_machine(path: Path) -> str | None:
-    """Architecture of an ELF file as `uname -m` calls it; None when the file is not ELF."""
-    with path.open("rb") as stream:
-        header = stream.read(20)
-    if len(header) < 20 or header[:4] != b"\x7fELF":
-        return None
-    order = ">" if header[5] == 2 else "<"
-    (machine,) = struct.unpack(order + "H", header[18:20])
-    return ELF_MACHINES.get(machine, f"machine {machine}")
 
 
 def new_enough(version: str, wanted: str) -> bool:
@@ -61,6 +49,10 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
         if found is not None and found != facts.get("machine"):
             yield f"{artifact.executable} is built for {found}, {board.name} is {facts.get('machine')}"
             return
+        needed, libc = wanted_glibc(folder / artifact.executable), _numbers(str(facts.get("libc") or ""))[:2]
+        if needed and libc and libc < needed:
+            version = ".".join(map(str, needed))
+            yield f"{artifact.executable} wants GLIBC_{version}, the board has {'.'.join(map(str, libc))}"
     elif not RUNTIMES[name]:
         yield f"a {name} artifact needs an executable"
     for file in artifact.files:

@@ -7,7 +7,7 @@ covers the truth as promised, a bootstrap over samples does so half of the time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,27 +16,51 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from edgesdk.errors import ConfigError
+from edgesdk.harness.board import Board
+from edgesdk.harness.worker import codes as worker_codes
+from edgesdk.harness.worker.codes import (
+    E_BIMODAL,
+    E_BOARD_CHANGED,
+    E_DRIFT,
+    E_FREQ_DRIFT,
+    E_IMPLAUSIBLE,
+    E_LOAD,
+    E_NOISY,
+    E_NOT_STEADY,
+    E_OVERCURRENT,
+    E_SWAP,
+    E_TEMP_RISE,
+    E_THROTTLED,
+    E_UNDERVOLT,
+)
 
-E_NOISY, E_DRIFT, E_LOAD, E_NOT_STEADY = "E_NOISY", "E_DRIFT", "E_LOAD", "E_NOT_STEADY"
-E_THROTTLED, E_ACCURACY, E_CRASH, E_OOM, E_TIMEOUT = "E_THROTTLED", "E_ACCURACY", "E_CRASH", "E_OOM", "E_TIMEOUT"
-E_PREFLIGHT = "E_PREFLIGHT"
+E_ACCURACY, E_CRASH, E_OOM, E_TIMEOUT, E_PREFLIGHT = "E_ACCURACY", "E_CRASH", "E_OOM", "E_TIMEOUT", "E_PREFLIGHT"
+E_CLOCK, E_REBOOTED = "E_CLOCK", "E_REBOOTED"
 # What a code is called where it does not refuse the measurement.
-LABELS = {E_NOISY: "noisy", E_DRIFT: "drift", E_LOAD: "load", E_NOT_STEADY: "not_steady", E_THROTTLED: "throttled"}
-
-NOISY_CV = 0.10
-NOISY_P90 = 1.5
-DRIFT = 0.03
-DRIFT_P = 0.002
-OTHER_CPU = 0.05
+LABELS = {
+    E_NOISY: "noisy", E_DRIFT: "drift", E_LOAD: "load", E_NOT_STEADY: "not_steady", E_THROTTLED: "throttled",
+    E_BIMODAL: "bimodal", E_SWAP: "swap", E_BOARD_CHANGED: "board_changed", E_UNDERVOLT: "undervolt",
+    E_OVERCURRENT: "overcurrent", E_FREQ_DRIFT: "freq_drift", E_TEMP_RISE: "temp_rise",
+    E_IMPLAUSIBLE: "implausible", E_CLOCK: "clock", E_REBOOTED: "rebooted", "E_RESTARTED": "restarted",
+    "E_BACKGROUND_LOAD": "background_load", "E_TOO_HOT": "too_hot", "E_DISK_FULL": "disk_full", "E_MEMORY": "memory",
+}
+# Said, but never a reason to refuse: two modes are shown, a wrong wall clock touches no duration, and rounds of before
+# a restart are as good as those after it.
+NEVER_REFUSE = (E_BIMODAL, E_CLOCK, E_REBOOTED, "E_RESTARTED")
+# Never only a label: such samples are not times.
+ALWAYS_REFUSE = (E_IMPLAUSIBLE,)
 BUSY_LOAD = 0.2
+WRONG_CLOCK_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
 class Profile:
     """Numbers of one profile. `min_samples` counts all rounds together; `ci_half_width` is relative to the median: a
     candidate whose interval is wider gets up to `extra_rounds` more, and then the label `wide_ci`; warm-up ends when
-    the medians of two blocks differ by less than `steady_percent`; `lenient` profiles label faults on `host` and
-    emulated boards instead of refusing."""
+    the medians of two blocks differ by less than `steady_percent`; a micro-probe of `probe_seconds` runs before and
+    after each round; the board is watched for `idle_seconds` before the job, and given `idle_wait_seconds` to become
+    idle and `cool_wait_seconds` to cool down; a model is loaded `warm_loads` times more. `lenient` profiles label
+    faults on `host` and emulated boards instead of refusing, waiting and repeating rounds."""
 
     name: str
     rounds: int
@@ -48,6 +72,11 @@ class Profile:
     ci_half_width: float
     extra_rounds: int
     steady_percent: float
+    probe_seconds: float = 0.2
+    idle_seconds: float = 5.0
+    idle_wait_seconds: float = 120.0
+    cool_wait_seconds: float = 300.0
+    warm_loads: int = 5
     lenient: bool = False
 
     def worker_numbers(self) -> dict[str, Any]:
@@ -60,12 +89,18 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", 3, 10, 2, 20, 3, 64, 0.05, 2, 5.0, lenient=True),
+    "smoke": Profile("smoke", 3, 10, 2, 20, 3, 64, 0.05, 2, 5.0, idle_seconds=1, lenient=True),
     "nightly": Profile("nightly", 5, 30, 10, 60, 12, 200, 0.02, 5, 2.0),
     "publish": Profile("publish", 10, 30, 30, 120, 60, 662, 0.01, 10, 1.0),
     # For EdgeSDK's own tests: the whole path in a second; its figures mean nothing, so they carry the label `quick`.
-    "quick": Profile("quick", 2, 2, 0.02, 0.5, 0.05, 8, 1.0, 0, 5.0, lenient=True),
+    "quick": Profile("quick", 2, 2, 0.02, 0.5, 0.05, 8, 1.0, 0, 5.0, 0.005, 0, 0, 0, 1, lenient=True),
 }
+
+
+def refuses(profile: Profile, board: Board) -> bool:
+    """Do faults of this board make a measurement invalid? On this machine and on emulated boards a lenient profile
+    labels them instead."""
+    return not (profile.lenient and (board.host is None or board.emulated))
 
 
 def load_profile(name: str) -> Profile:
@@ -89,41 +124,24 @@ def interval(round_medians: Sequence[float], confidence: float = 0.95) -> tuple[
     return math.exp(center), math.exp(center - half), math.exp(center + half)
 
 
-def passes(samples: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Sums over full passes of n samples; what is left over at the end is dropped."""
-    whole = len(samples) // n * n
-    sums: NDArray[np.float64] = samples[:whole].reshape(-1, n).sum(axis=1)
-    return sums
-
-
 def round_codes(
-    samples: NDArray[np.int64], batch: int, steady: bool, other_cpu: float, work: str, inputs: int
+    samples: NDArray[np.int64], batch: int, steady: bool, work: str, inputs: int, environment: Mapping[str, Any]
 ) -> list[str]:
-    """Rejection codes of one round.
+    """Rejection codes of one round, by the same functions as on the board.
 
     Args:
         samples: nanoseconds of each sample of `batch` calls.
-        other_cpu: share of one core that other processes used.
         work: `constant`, or `per_input`: full passes over the inputs are then compared instead of samples.
         inputs: number of inputs that are cycled.
+        environment: what was seen of the board around the round; see `answer_types.Environment`.
     """
-    values = samples.astype(np.float64)
-    comparable = work == "constant"
-    if not comparable and batch == 1 and len(values) >= 6 * inputs:
-        values, comparable = passes(values, inputs), True
-    codes = []
-    if comparable and len(values) >= 6:
-        median = float(np.median(values))
-        spread = 1.4826 * float(np.median(np.abs(values - median)))
-        if spread > NOISY_CV * median or float(np.percentile(values, 90)) > NOISY_P90 * median:
-            codes.append(E_NOISY)
-        third = len(values) // 3
-        first, last = values[:third], values[-third:]
-        change = abs(float(np.median(last)) - float(np.median(first))) / float(np.median(first))
-        if change > DRIFT and float(stats.mannwhitneyu(first, last).pvalue) < DRIFT_P:
-            codes.append(E_DRIFT)
-    if other_cpu > OTHER_CPU:
-        codes.append(E_LOAD)
-    if not steady:
-        codes.append(E_NOT_STEADY)
-    return codes
+    values: list[float] = samples.tolist()
+    return worker_codes.round_codes(values, batch, steady, work, inputs, dict(environment))
+
+
+def clock_is_wrong(clock: Mapping[str, Any] | None) -> bool:
+    """Is the board's clock more than 400 ms off (MLPerf's limit), beyond what the round trip and `date` leave open?"""
+    if not clock or clock["skew_s"] is None:
+        return False
+    open_s = float(clock["rtt_s"]) / 2 + (float(clock["resolution_s"]) / 2 if clock["resolution_s"] >= 1 else 0)
+    return bool(abs(float(clock["skew_s"])) - open_s > WRONG_CLOCK_SECONDS)

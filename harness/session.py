@@ -30,7 +30,8 @@ def open_transport(board: Board) -> Transport:
 class Session:
     """Runs steps over a transport. A step is a function of the transport that may be run again when it was cut.
 
-    The first connection fails at once; later ones are tried for `patience` seconds, 1, 2, 4 … 60 s apart.
+    The first connection fails at once; later ones are tried for `patience` seconds, 1, 2, 4 … 60 s apart. `keep` holds
+    digests of files on the board that are needed as long as the session lasts.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Session:
     ) -> None:
         self.board = board
         self.patience = patience
+        self.keep: set[str] = set()
         self._connect = connect
         self._transport: Transport | None = connect(board)
 

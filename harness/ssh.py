@@ -1,38 +1,32 @@
-"""A board over SSH, with paramiko behind hard deadlines.
-
-Several calls of paramiko ignore time-outs (paramiko#1815, #1787, #2599), so each operation has a watchdog that closes
-the socket when time is over: whatever call is blocked then returns with an error.
-"""
+"""A board over SSH: commands and files over a shared connection (see `connection`), framed, bounded, with deadlines."""
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import re
 import secrets
 import select
 import shlex
-import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import BinaryIO, Self
 
 import paramiko
 
-from edgesdk.errors import BoardError, ConfigError, Deadline
+from edgesdk.errors import BoardError, Deadline
 from edgesdk.harness.board import Board
-from edgesdk.harness.hostkeys import check_host_key, pinned_keys, scan_host_key, trust
-from edgesdk.harness.text import plain, plain_line
+from edgesdk.harness.connection import CONNECT_SECONDS, scan_board, shared
+from edgesdk.harness.hostkeys import scan_host_key, trust
+from edgesdk.harness.text import plain_line
 from edgesdk.harness.transport import CHUNK, Bounded, Sink, StreamTransport, unreachable
 
-__all__ = ["SshTransport", "scan_host_key", "trust"]
+__all__ = ["SshTransport", "scan_board", "scan_host_key", "trust"]
 
-CONNECT_SECONDS = 15.0
 KILL_SECONDS = 5.0
+NOISE_BYTES = 16 << 20
 PROCESS = re.compile(rb"[0-9]{1,9}")
-DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 # The first line of each stream, after whatever the user's shell prints at login: a nonce and the process id.
 FRAME = 'printf "\\036%s %s\\n" "$0" "$$"; printf "\\036%s %s\\n" "$0" "$$" >&2; export {}; exec "$@"'
 
@@ -45,6 +39,7 @@ class Frame:
         self.mark = b"\x1e" + nonce.encode() + b" "
         self.process: int | None = None
         self.noise = b""
+        self.dropped = 0
 
     def feed(self, data: bytes) -> None:
         if self.process is not None:
@@ -54,7 +49,14 @@ class Frame:
         start = self.noise.find(self.mark)
         end = self.noise.find(b"\n", start) if start >= 0 else -1
         if end < 0:
-            self.noise = self.noise[-CHUNK:]
+            kept = self.noise[-CHUNK:]
+            self.dropped += len(self.noise) - len(kept)
+            self.noise = kept
+            if self.dropped > NOISE_BYTES:
+                raise BoardError(
+                    f"the login shell prints without end ({self.dropped >> 20} MiB before the command)",
+                    "look at ~/.bashrc and ~/.profile on the board",
+                )
             return
         number = self.noise[start + len(self.mark) : end].strip()
         # A board that writes anything else gets a number that no process has: there is nothing to kill then.
@@ -64,115 +66,85 @@ class Frame:
             self.sink.feed(rest)
 
 
+class Moves:
+    """Severs a connection over which no byte moved for `silence_s` (None: never).
+
+    From a thread of its own: the one that moves bytes may hang in a call that waits for the line.
+    """
+
+    def __init__(self, silence_s: float | None, sever: Callable[[], None]) -> None:
+        self.silence_s = silence_s
+        self.last = time.monotonic()
+        self.ended = False
+        self._sever = sever
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if self.silence_s is not None:
+            self._thread = threading.Thread(target=self._look, args=(self.silence_s,), daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _look(self, silence_s: float) -> None:
+        while not self._done.wait(silence_s / 8):
+            if time.monotonic() - self.last > silence_s:
+                self.ended = True
+                self._sever()
+                return
+
+
 class SshTransport(StreamTransport):
-    """See `edgesdk.harness.transport.Transport`. Connects when it is made.
+    """See `edgesdk.harness.transport.Transport`. Connects when it is made, or uses the connection that there is.
 
     Raises:
-        ConfigError: no usable private key. HostKey: unknown or changed key. Unreachable: anything on the way.
+        ConfigError, HostKey, Unreachable, BoardError: see `connection.Connection`.
     """
 
     def __init__(self, board: Board, connect_seconds: float = CONNECT_SECONDS) -> None:
-        if board.host is None:
-            raise ConfigError(f"{board.name}: has no host")
         self.board = board
-        self.where = f"{board.name} ({board.host}:{board.port})"
-        keys = _private_keys(board)
-        pinned = pinned_keys(board.known_hosts, board.host, board.port)
-        end = time.monotonic() + connect_seconds
-        try:
-            self._socket = socket.create_connection((board.host, board.port), connect_seconds)
-        except OSError as problem:
-            raise unreachable(self.where, problem) from problem
-        try:
-            self._client = paramiko.Transport(self._socket)
-            with self._watch(max(0.1, end - time.monotonic()), "connecting"):
-                self._negotiate(pinned, connect_seconds)
-                check_host_key(board, self._client.get_remote_server_key(), pinned)
-                self._client.auth_timeout = connect_seconds
-                self._log_in(board.user or getpass.getuser(), keys)
-            self._client.set_keepalive(15)
-        except BaseException:
-            self.close()
-            raise
-
-    def _negotiate(self, pinned: Mapping[str, paramiko.PKey], seconds: float) -> None:
-        self._client.banner_timeout = seconds
-        self._client.handshake_timeout = seconds
-        options = self._client.get_security_options()
-        # Ask for the kind of key that is pinned, so that a server with several keys shows that one.
-        wanted = {*pinned, *(("rsa-sha2-512", "rsa-sha2-256") if "ssh-rsa" in pinned else ())}
-        preferred = [kind for kind in options.key_types if kind in wanted]
-        options.key_types = (*preferred, *(kind for kind in options.key_types if kind not in preferred))
-        self._client.start_client(timeout=seconds)
-
-    def _log_in(self, user: str, keys: Sequence[paramiko.PKey]) -> None:
-        for key in keys[:-1]:
-            with contextlib.suppress(paramiko.AuthenticationException):
-                self._client.auth_publickey(user, key)
-                return
-        self._client.auth_publickey(user, keys[-1])
-
-    @contextlib.contextmanager
-    def _watch(self, seconds: float, doing: str, spare: float = 0.0) -> Iterator[None]:
-        """Close the socket when the block takes longer than `seconds + spare`; turn paramiko's errors into ours."""
-        start = time.monotonic()
-        timer = threading.Timer(seconds + spare, self._break)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except paramiko.AuthenticationException as problem:
-            key = self.board.key or "any key of yours"
-            raise BoardError(
-                f"{self.where}: {self.board.user or 'the user'} may not log in with {key}: {plain(str(problem), 300)}",
-                "add the public key to ~/.ssh/authorized_keys on the board",
-            ) from problem
-        except (OSError, EOFError, paramiko.SSHException) as problem:
-            overdue = time.monotonic() - start >= seconds
-            if overdue and doing != "connecting":
-                self._break()
-                raise Deadline(f"{self.where}: {doing}: no answer within {seconds:g} s, connection closed") from problem
-            found = f"no answer within {seconds:g} s" if overdue else str(problem) or type(problem).__name__
-            raise unreachable(self.where, f"{doing}: {found}") from problem
-        finally:
-            timer.cancel()
-
-    def _break(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
-            self._socket.close()
+        self._use = contextlib.ExitStack()
+        self._connection = self._use.enter_context(shared(board, connect_seconds))
+        self.where = self._connection.where
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._client.close()
-        self._break()
+        """Leave the connection; its last user ends it."""
+        self._use.close()
 
     def stream(
         self, argv: Sequence[str], deadline_s: float, source: BinaryIO, stdout: Sink, stderr: Sink,
-        env: Mapping[str, str],
+        env: Mapping[str, str], silence_s: float | None = None,
     ) -> int:
         end = time.monotonic() + deadline_s
         nonce = secrets.token_hex(8)
         out, error = Frame(stdout, nonce), Frame(stderr, nonce)
         variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in {"LC_ALL": "C", **env}.items())
         words = ["sh", "-c", FRAME.format(variables), nonce, *argv]
-        with self._watch(deadline_s, argv[0], 2 * KILL_SECONDS):
-            channel = self._client.open_session(timeout=deadline_s)
+        connection = self._connection
+        moves = Moves(silence_s, connection.sever)
+        with moves, connection.watch(deadline_s, argv[0], 2 * KILL_SECONDS), connection.session(end) as channel:
             try:
                 channel.exec_command("exec " + shlex.join(words))
-                in_time = _pump(channel, source, out, error, end)
+                in_time = _pump(channel, source, out, error, end, moves)
                 if not in_time:
+                    _await_frame(channel, out, error, moves)
                     self._kill(out.process or error.process)
             except (BoardError, KeyboardInterrupt):
                 self._kill(out.process or error.process)
                 raise
-            finally:
-                channel.close()
+        if moves.ended:
+            raise unreachable(self.where, f"{argv[0]}: no byte moved for {silence_s:g} s")
         if not in_time:
             raise Deadline(f"{self.where}: {argv[0]} did not end within {deadline_s:g} s, killed")
         code = channel.recv_exit_status() if channel.exit_status_ready() else -1
-        if code == -1 and not (channel.eof_received and self._client.is_active()):
+        if code == -1 and not (channel.eof_received and connection.alive()):
             # paramiko says -1 for a lost connection and for a signal alike; only the latter ends with EOF.
             raise unreachable(self.where, f"connection lost while {argv[0]} ran")
         if out.process is None:
@@ -184,24 +156,38 @@ class SshTransport(StreamTransport):
         return code
 
     def _kill(self, process: int | None) -> None:
-        """Kill the process group of an overdue command (sshd makes the command a session of its own)."""
-        if not process or not self._client.is_active():
+        """Kill the process group of an overdue command (sshd makes the command a session of its own); a connection over
+        which that cannot be done is given up, for all that use it."""
+        if not process or not self._connection.alive():
+            self._connection.sever()
             return
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            channel = self._client.open_session(timeout=KILL_SECONDS)
-            script = 'kill -9 -"$1" 2>/dev/null || kill -9 "$1"'
-            channel.exec_command("exec " + shlex.join(["sh", "-c", script, "kill", str(process)]))
-            _pump(channel, None, Bounded(0), Bounded(0), time.monotonic() + KILL_SECONDS)
-            channel.close()
+        end = time.monotonic() + KILL_SECONDS
+        killed = False
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException, BoardError):
+            with self._connection.session(end, spare=True) as channel:
+                script = 'kill -9 -"$1" 2>/dev/null || kill -9 "$1"'
+                channel.exec_command("exec " + shlex.join(["sh", "-c", script, "kill", str(process)]))
+                killed = _pump(channel, None, Bounded(0), Bounded(0), end, Moves(None, self._connection.sever))
+        if not killed:
+            self._connection.sever()
 
 
-def _pump(channel: paramiko.Channel, source: BinaryIO | None, out: Sink, error: Sink, end: float) -> bool:
+def _await_frame(channel: paramiko.Channel, out: Frame, error: Frame, moves: Moves) -> None:
+    """A slow board may not even have said which process is to be killed."""
+    end = time.monotonic() + KILL_SECONDS
+    while not (out.process or error.process) and time.monotonic() < end and not channel.closed:
+        _pump(channel, None, out, error, time.monotonic() + 0.1, moves)
+
+
+def _pump(
+    channel: paramiko.Channel, source: BinaryIO | None, out: Sink, error: Sink, end: float, moves: Moves
+) -> bool:
     """Move all streams until the command has ended; False when time is over.
 
     One loop over both outputs and the input: no stream can fill its window and block the others.
     """
     pending = b""
-    while time.monotonic() < end:
+    while (now := time.monotonic()) < end:
         moved = False
         if channel.recv_ready():
             out.feed(channel.recv(CHUNK))
@@ -221,6 +207,7 @@ def _pump(channel: paramiko.Channel, source: BinaryIO | None, out: Sink, error: 
                 channel.shutdown_write()
                 source = None
         if moved:
+            moves.last = now
             continue
         if channel.closed or (channel.exit_status_ready() and channel.eof_received):
             if not channel.recv_ready() and not channel.recv_stderr_ready():
@@ -230,26 +217,5 @@ def _pump(channel: paramiko.Channel, source: BinaryIO | None, out: Sink, error: 
             time.sleep(0.01)  # the exit status is on its way; the pipe below would return at once
         else:
             wait = 0.02 if source is not None else 0.2
-            select.select([channel], [], [], min(wait, max(0.0, end - time.monotonic())))
+            select.select([channel], [], [], min(wait, max(0.0, end - now)))
     return False
-
-
-def _private_keys(board: Board) -> list[paramiko.PKey]:
-    """The board's key; without one, the user's usual keys and those of the SSH agent (which is never forwarded)."""
-    if board.key is not None:
-        try:
-            return [paramiko.PKey.from_path(board.key)]
-        except (OSError, ValueError, TypeError, paramiko.SSHException) as problem:
-            raise ConfigError(
-                f"{board.name}: private key {board.key}: {problem or type(problem).__name__}",
-                "give a readable OpenSSH key without passphrase: ssh-keygen -t ed25519",
-            ) from problem
-    keys: list[paramiko.PKey] = []
-    for name in DEFAULT_KEYS:
-        with contextlib.suppress(OSError, ValueError, TypeError, paramiko.SSHException):
-            keys.append(paramiko.PKey.from_path(Path.home() / ".ssh" / name))
-    with contextlib.suppress(OSError, paramiko.SSHException):
-        keys += paramiko.Agent().get_keys()
-    if not keys:
-        raise ConfigError(f"{board.name}: no private key", "set `key` in farm.toml: ssh-keygen -t ed25519")
-    return keys

@@ -18,6 +18,10 @@ from edgesdk.errors import BoardError, ConfigError, DiskFull, ReadOnly, Unreacha
 from edgesdk.harness.text import plain, plain_line
 
 OUTPUT_LIMIT = 4 << 20
+# More than this from one command is no log any more: it is killed.
+FLOOD_BYTES = 1 << 30
+# A transfer of which no byte moves for so long goes over a line that is gone.
+SILENCE_SECONDS = 60.0
 CHUNK = 1 << 15
 SLOWEST_BYTES_PER_SECOND = 50_000
 REMOTE_PATH = re.compile(r"^[A-Za-z0-9_./][A-Za-z0-9_./-]*$")
@@ -74,7 +78,7 @@ class Sink(Protocol):
 
 
 class Bounded:
-    """Keeps the first `limit` bytes of a stream and counts the rest."""
+    """Keeps the first `limit` bytes of a stream and counts the rest; BoardError for a flood."""
 
     def __init__(self, limit: int = OUTPUT_LIMIT) -> None:
         self.limit = limit
@@ -86,6 +90,8 @@ class Bounded:
         if room > 0:
             self._parts.write(data[:room])
         self.total += len(data)
+        if self.total > FLOOD_BYTES:
+            raise BoardError(f"more than {FLOOD_BYTES >> 20} MiB of output from one command", "what does it print?")
 
     @property
     def truncated(self) -> bool:
@@ -120,9 +126,14 @@ class StreamTransport(ABC):
     @abstractmethod
     def stream(
         self, argv: Sequence[str], deadline_s: float, source: BinaryIO, stdout: Sink, stderr: Sink,
-        env: Mapping[str, str],
+        env: Mapping[str, str], silence_s: float | None = None,
     ) -> int:
-        """Run `argv` with stdin from `source`; returns the exit code, negative for a signal."""
+        """Run `argv` with stdin from `source`; returns the exit code, negative for a signal.
+
+        Raises:
+            Deadline: time is over, and the process group killed. Unreachable: also when a remote command is to be
+                given up because no byte moved for `silence_s`. What the sinks raise; the command is killed then too.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -146,7 +157,7 @@ class StreamTransport(ABC):
         stderr = Bounded()
         with local.open("rb") as source:
             source.seek(offset)
-            code = self.stream(argv, deadline_s, source, Bounded(0), stderr, {})
+            code = self.stream(argv, deadline_s, source, Bounded(0), stderr, {}, SILENCE_SECONDS)
         if code:
             raise file_error(f"{self.where}: {remote}", code, stderr.value().decode("utf-8", "replace"))
 
@@ -156,7 +167,7 @@ class StreamTransport(ABC):
         with local.open("wb") as stream:
             sink = FileSink(stream, limit, f"{self.where}: {remote}")
             argv = ["cat", "--", check_remote(remote)]
-            code = self.stream(argv, transfer_seconds(limit), io.BytesIO(), sink, stderr, {})
+            code = self.stream(argv, transfer_seconds(limit), io.BytesIO(), sink, stderr, {}, SILENCE_SECONDS)
         if code:
             raise file_error(f"{self.where}: {remote}", code, stderr.value().decode("utf-8", "replace"))
 

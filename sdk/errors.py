@@ -146,3 +146,19 @@ class Accuracy(JobError):
 
 class GoalError(EdgeSDKError):
     exit_code = 1
+
+
+class LeaseLost(BoardError):
+    """The board belongs to another harness by now (E_LEASE_LOST, E_FENCED)."""
+
+
+class Quarantined(BoardError):
+    """The board was set aside after a fault; a person has to look at it."""
+
+
+class PowerError(BoardError):
+    """A power cycle that cannot be confirmed (E_POWER)."""
+
+
+class Rebooting(BoardError):
+    """The board restarts again and again."""

@@ -11,7 +11,7 @@ LABELS = {
     "accuracy": "accuracy", "latency_p50": "p50", "latency_p90": "p90", "size": "size", "peak_rss": "peak RSS",
     "energy": "energy", "instructions": "instructions",
 }
-NEVER_EMULATED = ("latency_p50", "latency_p90", "energy")
+NEVER_EMULATED = ("latency_p50", "latency_p90")
 _KEYS = {"peak_rss": "peak_rss_bytes", "energy": "energy_mj", "instructions": "instructions"}
 _UNITS = {"latency_p50": units.milliseconds, "latency_p90": units.milliseconds, "size": units.size}
 _UNITS |= {"peak_rss": units.size, "energy": units.millijoules, "instructions": units.count}
@@ -21,7 +21,8 @@ def judged(candidate: CandidateRecord, metric: str, record: BuildRecord) -> floa
     """The figure by which a candidate is judged, in the unit of `Goal.limit`; None where it was not measured.
 
     Latency is an upper bound: p50 or p90, or the upper end of the median's 95 % interval where that is higher; an
-    emulated board has neither time nor energy, whatever its document says. Accuracy is the point estimate, a fraction.
+    emulated board has no time, whatever its document says; energy it has where recorded readings are replayed on it.
+    Accuracy is the point estimate, a fraction.
     """
     value: float | None
     if metric == "accuracy":
@@ -45,7 +46,7 @@ def judged(candidate: CandidateRecord, metric: str, record: BuildRecord) -> floa
 def missing(candidate: CandidateRecord, metric: str, record: BuildRecord) -> str:
     """Why a figure is missing, in the words of the measurement where it has some."""
     if record.emulated and metric in NEVER_EMULATED:
-        return "an emulated board measures no time and no energy"
+        return "an emulated board measures no time"
     if metric == "instructions" and not record.emulated:
         return "instructions are counted on emulated boards only"
     reason = candidate.figure(_KEYS.get(metric, ""), "reason")

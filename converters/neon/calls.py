@@ -31,6 +31,7 @@ from edgesdk.converters.neon.plan import (
     Table,
     Tensor,
 )
+from edgesdk.converters.neon.specialize import AttendStatic, NormalizeStatic, exponent
 
 
 class Weights:
@@ -124,6 +125,15 @@ class Calls:
                 entries[index] = step.entries.view(np.uint8) ^ np.uint8(self.kernels.flip)
                 count = f"({rows} + {ROWS - 1}) / {ROWS} * {ROWS * stride(result)}"
                 return f"edge_table({self.bytes(result)}, {count}, {self.weight(entries, 'uint8_t')});"
+            case NormalizeStatic():
+                inverse = float(np.float32(1.0 / step.encoding.scale))
+                floats = "NULL" if step.floats is None else self.floats(step.floats)
+                return (
+                    f"edge_layernorm_packed({self.floats(step.source)}, {rows}, {result.columns}, "
+                    f"{stride(step.source)}, {self.weight(step.weight, 'float')}, {self.weight(step.bias, 'float')}, "
+                    f"{_float(step.epsilon)}, {floats}, {_float(inverse)}, {step.encoding.zero_point}, "
+                    f"{self.bytes(result)}, {stride(result)});"
+                )
             case Normalize():
                 return (
                     f"edge_layernorm({self.floats(step.source)}, {rows}, {result.columns}, {stride(result)}, "
@@ -138,6 +148,8 @@ class Calls:
             case Activate():
                 source = self.floats(step.source)
                 return f"edge_{step.kind}({source}, {rows}, {stride(result)}, {self.floats(result)});"
+            case AttendStatic():
+                return self.attend_static(step)
             case Attend():
                 return self.attend(step)
             case Pool():
@@ -191,6 +203,26 @@ class Calls:
             f"edge_attention({', '.join(f'{p}, {stride(t)}' for p, t in zip(pointers, parts, strict=True))}, "
             f"{_rows(step.result)}, {keys}, {int(step.causal)}, {step.heads}, {step.group}, {step.size}, "
             f"{_float(step.scale)}, {self.floats(step.result)}, {stride(step.result)}, {scratch});"
+        )
+
+    def attend_static(self, step: AttendStatic) -> str:
+        found = exponent(step.query_encoding, step.key_encoding, step.scale)
+        assert found is not None
+        ratio = np.float32(step.value_encoding.scale) / np.float32(step.output.scale)
+        layer = self.declare("edge_attention8", [
+            str(step.query_encoding.zero_point), str(step.value_encoding.zero_point), *map(str, found),
+            _float(float(ratio)), str(step.output.zero_point), str(step.heads), str(step.group), str(step.size),
+            str(int(step.causal)),
+        ])
+        panel = self.kernels.mr
+        pointers = ", ".join(
+            f"{self.bytes(tensor)} + {start * panel}, {stride(tensor)}"
+            for tensor, start in zip((step.query, step.key, step.value), step.starts, strict=True)
+        )
+        keys = "length" if step.key.tokens else str(step.key.rows)
+        return (
+            f"edge_attention_int8({layer}, {pointers}, {_rows(step.result)}, {keys}, {self.bytes(step.result)}, "
+            f"{stride(step.result)}, {self.at(f'{step.result.name}.scratch', 'unsigned char')});"
         )
 
 

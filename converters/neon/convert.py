@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
 from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors, storage_notes
-from edgesdk.converters.front import lower
+from edgesdk.converters.front import Graph, Linear, lower
 from edgesdk.converters.integer_share import share_notes
+from edgesdk.converters.neon.branches import check_regions, settle
 from edgesdk.converters.neon.build import build
 from edgesdk.converters.neon.emit import Sources, emit
 from edgesdk.converters.neon.fuse import fuse
+from edgesdk.converters.neon.generic import plain_notes, trace_all
 from edgesdk.converters.neon.kernel_sets import KernelSet, choose
 from edgesdk.converters.neon.plan import Plan
 from edgesdk.converters.neon.toolchain import Toolchain, find
-from edgesdk.converters.neon.trace import trace
 from edgesdk.errors import ConvertError
 from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
-from edgesdk.transformer.spec import TokenEmbedding
+from edgesdk.transformer.spec import TokenEmbedding, is_dynamic
 
 SCHEMES = ("fp32", "w8a8", "w8a8-dynamic", "w4a8", "w4a8-dynamic")
 
@@ -31,7 +34,27 @@ def make_plan(graph: bytes, sequence: int) -> Plan:
     Raises:
         UnsupportedOp: something in the graph that the NEON build has no kernel for.
     """
-    return fuse(trace(lower(graph, sequence)))
+    return plan_of(lower(graph, sequence, branches="marked"))
+
+
+def plan_of(graph: Graph) -> Plan:
+    """The plan of a graph that `lower` gave with its branches marked.
+
+    Raises:
+        UnsupportedOp: see `make_plan`.
+        ConvertError: weights that are not finite.
+    """
+    check_weights(graph)
+    return check_regions(settle(fuse(trace_all(graph))))
+
+
+def check_weights(graph: Graph) -> None:
+    """Refuse weights, biases and scales that hold NaN or infinity; the first one is named."""
+    layers = [node for node in graph.nodes if isinstance(node, Linear)]
+    arrays = [(node.name, array) for node in layers for array in (node.weight, node.bias, node.weight_scale)]
+    for name, array in (*arrays, *graph.constants.items()):
+        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ConvertError(f"{name}: its weights hold NaN or infinity", "train or quantize the model again")
 
 
 def check(package: Outlined, target: Target) -> list[str]:
@@ -60,12 +83,13 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         raise ConvertError(message, f"one of {', '.join(SCHEMES)}")
     kernels, toolchain = _compiler(target)
     inputs, outputs = input_tensors(package), output_tensors(package)
-    graph = lower(package.graph, package.sequence)
-    sources: Sources = emit(fuse(trace(graph)), kernels, package.name, inputs, outputs)
-    code_bytes = build(sources, kernels, toolchain, folder / "model")
+    graph = lower(package.graph, package.sequence, branches="marked")
+    plan = plan_of(graph)
+    sources: Sources = emit(plan, kernels, package.name, inputs, outputs)
+    code_bytes, loops = build(sources, kernels, toolchain, folder / "model")
     expected, golden_inputs, golden_outputs = golden(package)
     # Attention skips masked keys even where rows of padding are output.
-    tokens = isinstance(package.spec.embedding, TokenEmbedding)
+    tokens = isinstance(package.spec.embedding, TokenEmbedding) or is_dynamic(package.spec)
     artifact = Artifact(
         name=f"{package.name}-{package.scheme}-{name}",
         converter=name,
@@ -86,7 +110,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         executable="model",
         notes=(
             f"compiled by {toolchain.name} {toolchain.version}", *storage_notes(package, packed=False),
-            *share_notes(graph, package.scheme),
+            *share_notes(graph, package.scheme), *plain_notes(plan), *loops,
         ),
     )
     return write_artifact(folder, artifact, golden_inputs, golden_outputs)

@@ -18,7 +18,7 @@ class KernelSet:
     """`mr` x `nr` outputs of the int8 tile, `kr` products a step, `nf` columns of the float tile; `flip` is what is
     added to the bits of int8 activations (0x80: stored as unsigned); `isa` are the CPU features that the binary needs,
     by the names that `/proc/cpuinfo` (x86) or the targets (ARM) use; `flags` are those of gcc and clang, `zig_cpu` is
-    what zig wants in their place on ARM."""
+    what zig wants in their place on ARM; `integer_attention`: the set has tiles for int8 attention."""
 
     name: str
     triple: str
@@ -30,6 +30,7 @@ class KernelSet:
     flags: tuple[str, ...]
     flip: int = 0
     zig_cpu: str = ""
+    integer_attention: bool = False
 
     @property
     def macro(self) -> str:
@@ -38,18 +39,19 @@ class KernelSet:
 
 KERNEL_SETS = {
     "base": KernelSet(
-        "base", AARCH64, 4, 4, 16, 8, ("neon",), ("-march=armv8-a", "-mtune=cortex-a72"), zig_cpu="generic"
+        "base", AARCH64, 4, 4, 16, 8, ("neon",), ("-march=armv8-a", "-mtune=cortex-a72"), zig_cpu="generic",
+        integer_attention=True,
     ),
     "dotprod": KernelSet(
         "dotprod", AARCH64, 8, 12, 4, 8, ("neon", "dotprod"), ("-march=armv8.2-a+dotprod+fp16", "-mtune=neoverse-n1"),
-        zig_cpu="generic+v8_2a+dotprod+fullfp16",
+        zig_cpu="generic+v8_2a+dotprod+fullfp16", integer_attention=True,
     ),
     "avx2": KernelSet("avx2", X86, 4, 16, 2, 16, ("avx2", "fma"), ("-mavx2", "-mfma")),
     "avx512vnni": KernelSet(
         "avx512vnni", X86, 8, 32, 4, 32, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
         ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"), 0x80,
     ),
-    "scalar": KernelSet("scalar", X86, 4, 4, 1, 4, (), ()),
+    "scalar": KernelSet("scalar", X86, 4, 4, 1, 4, (), (), integer_attention=True),
 }
 
 

@@ -6,6 +6,7 @@ from edgesdk.converters.neon.arena import Life
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import ALIGN, ROWS, round_up
 from edgesdk.converters.neon.plan import Attend, Plan, Tensor
+from edgesdk.converters.neon.specialize import AttendStatic
 
 
 def stride(tensor: Tensor) -> int:
@@ -23,7 +24,10 @@ def tensor_bytes(tensor: Tensor) -> int:
 
 
 def scratch_bytes(step: Attend, kernels: KernelSet) -> int:
-    """What `edge_attention` needs: panels of keys and values of one head, scores of up to 8 queries."""
+    """What attention needs: panels of keys and values of one head, scores of up to 8 queries."""
+    if isinstance(step, AttendStatic):
+        padded = round_up(step.key.rows, ALIGN)
+        return padded * (step.size + 4 + 5 * kernels.mr)
     keys, columns = round_up(step.key.rows, kernels.nf), round_up(step.size, kernels.nf)
     return 4 * (keys * step.size + columns * step.value.rows + ROWS * round_up(keys, ALIGN))
 

@@ -180,10 +180,13 @@ class Pool(Step):
 @dataclass(frozen=True)
 class Plan:
     """`steps` in order; the last one writes `output`. `sequence` is the largest number of tokens; `masked` says that
-    the inputs are token ids (below `vocabulary`) and a mask, whose length cuts the work."""
+    the inputs are token ids (below `vocabulary`) and a mask, whose length cuts the work, unless a step needs the rows
+    of padding too (`whole`). `others` are outputs of one number behind the first: `exit`."""
 
     steps: tuple[Step, ...]
     output: Tensor
     sequence: int
     masked: bool
     vocabulary: int = 0
+    others: tuple[Tensor, ...] = ()
+    whole: bool = False

@@ -81,6 +81,45 @@ def attention(
     return np.concatenate(parts, 1)
 
 
+def _high_product(a: NDArray[np.int64], b: NDArray[np.int64] | int, bits: int) -> NDArray[np.int64]:
+    """sqrdmulh: the upper half of 2ab, rounded."""
+    return np.asarray((2 * a * b + (1 << (bits - 1))) >> bits)
+
+
+def power(apart: NDArray[np.int64], multiplier: int, shift: int) -> NDArray[np.int64]:
+    """p = about 255 · 2^(c · apart), c = multiplier / 2^(41 - shift), as `edge_softmax_int8` gives it."""
+    fraction = 10
+    shifted = np.maximum(apart << shift, -(1 << 31))
+    t = np.maximum(_high_product(shifted, multiplier, 32), -16 << fraction)
+    g = (t << (16 - fraction)).astype(np.int16).astype(np.int64)
+    whole = (t + (1 << (fraction - 1))) >> fraction
+    value = _high_product(g, 112, 16) + 988
+    value = _high_product(value, g, 16) + 5657
+    value = (_high_product(value, g, 16) + 16320) >> -whole
+    return np.asarray(np.minimum((value + 32) >> 6, 255))
+
+
+def attention_int8(
+    query: Int8, key: Int8, value: Int8, zeros: tuple[int, int], softmax: tuple[int, int], ratio: float, zero_out: int,
+    heads: int, group: int, size: int, causal: bool = False,
+) -> Int8:
+    """What `edge_attention_int8` gives, bit by bit: int8 [Q, heads · size], [K, heads / group · size] twice; `zeros` of
+    query and value, `softmax` multiplier and shift, `ratio` the scale of value over that of the result."""
+    parts = []
+    for head in range(heads):
+        mine = slice(head * size, (head + 1) * size)
+        shared = slice(head // group * size, (head // group + 1) * size)
+        scores = (query[:, mine].astype(np.int64) - zeros[0]) @ key[:, shared].astype(np.int64).T
+        if causal:
+            scores = np.where(np.tri(*scores.shape) > 0, scores, -(1 << 30))
+        weights = power(scores - scores.max(1, keepdims=True), *softmax)
+        sums = weights.sum(1, keepdims=True)
+        total = (weights @ (value[:, shared].astype(np.int64) - zeros[1])).astype(np.float32)
+        factor = np.float32(ratio) / sums.astype(np.float32)
+        parts.append(np.clip(np.rint(total * factor) + zero_out, -128, 127).astype(np.int8))
+    return np.concatenate(parts, 1)
+
+
 def elementwise(kind: str, x: Float) -> NDArray[np.float64]:
     """`gelu`, `gelu_tanh`, `relu` or `tanh`."""
     return activation(kind, x.astype(np.float64))

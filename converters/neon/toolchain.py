@@ -63,7 +63,7 @@ class Toolchain:
         self.run((*COMMON, *extra, *flags, "-c", source, "-o", result), folder)
 
     def link(self, objects: tuple[str, ...], result: str, folder: Path) -> None:
-        self.run((*LINK, *objects, "-o", result, "-lm"), folder)
+        self.run((*LINK, *objects, "-o", result, "-lm", "-pthread"), folder)
 
 
 def find(triple: str) -> Toolchain:

@@ -43,10 +43,12 @@ def trace(graph: Graph) -> Plan:
     Raises:
         UnsupportedOp: an operator, or a use of it, that is not in the graph contract.
     """
-    return _Tracer(graph).run()
+    return Tracer(graph).run()
 
 
-class _Tracer:
+class Tracer:
+    """Goes through the nodes; `generic.py` has a subclass that falls back to plain float operators."""
+
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.steps: list[Step] = []
@@ -68,18 +70,25 @@ class _Tracer:
         for node in self.graph.nodes:
             if isinstance(node, Linear):
                 self.linear(node)
-                continue
-            handler: Callable[[Operator, list[Any]], Any] | None = getattr(self, f"op_{node.op.lower()}", None)
-            if handler is None:
-                raise UnsupportedOp(f"{node.op} {node.name!r}: not an operator of the NEON build")
-            inputs = [self.values.get(name) for name in node.inputs]
-            try:
-                value = handler(node, inputs)
-            except (AttributeError, IndexError, TypeError, ValueError):
-                value = None  # too few inputs, attributes of another type: graphs may come from anywhere
-            if value is None or len(node.outputs) != 1:
-                raise UnsupportedOp(f"{node.op} {node.name!r}: this use of it is not in the graph contract")
-            self.values[node.outputs[0]] = value
+            else:
+                self.operator(node)
+        return self.plan()
+
+    def operator(self, node: Operator) -> None:
+        """Give the outputs of a node their symbolic values."""
+        handler: Callable[[Operator, list[Any]], Any] | None = getattr(self, f"op_{node.op.lower()}", None)
+        if handler is None:
+            raise UnsupportedOp(f"{node.op} {node.name!r}: not an operator of the NEON build")
+        inputs = [self.values.get(name) for name in node.inputs]
+        try:
+            value = handler(node, inputs)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            value = None  # too few inputs, attributes of another type: graphs may come from anywhere
+        if value is None or len(node.outputs) != 1:
+            raise UnsupportedOp(f"{node.op} {node.name!r}: this use of it is not in the graph contract")
+        self.values[node.outputs[0]] = value
+
+    def plan(self) -> Plan:
         output = self.values.get(self.graph.outputs[0])
         if len(self.graph.outputs) != 1 or not isinstance(output, Tensor):
             raise UnsupportedOp(f"output {self.graph.outputs[0]!r} is not a float tensor of rows")

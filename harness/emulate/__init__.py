@@ -3,7 +3,7 @@
     with emulated(load_target("rpi5")) as board:
         ...
 
-A board is a native sshd on a port of 127.0.0.1 whose sessions live in an arm64 root file system of their own; the
+A light board is a native sshd on a port of 127.0.0.1 whose sessions live in an arm64 root file system of their own; the
 arm64 programs run under qemu-user as the target's CPU. It starts fresh each time. What is real: SSH, files, programs,
 illegal instructions, executed instructions. What is not: time, energy, memory use. It is a fixture, not a jail.
 """
@@ -11,59 +11,29 @@ illegal instructions, executed instructions. What is not: time, energy, memory u
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 from edgesdk.errors import BoardError
 from edgesdk.files import sha256_bytes
 from edgesdk.harness.board import Board
-from edgesdk.harness.emulate import layers, namespaces, state
-from edgesdk.harness.emulate.device import device_files, serial_of
+from edgesdk.harness.emulate import layers, namespaces, state, vm, vm_image
+from edgesdk.harness.emulate.device import device_files
+from edgesdk.harness.emulate.feeder import feed, standins
+from edgesdk.harness.emulate.launch import launch_full, launch_light
 from edgesdk.harness.emulate.requirements import find, missing
+from edgesdk.harness.emulate.vm import power_cycle
+from edgesdk.harness.replay import Recording
 from edgesdk.targets.target import Target
 
-__all__ = ["emulated", "missing", "prepare", "running", "start", "stop"]
+__all__ = ["emulated", "feed", "missing", "power_cycle", "prepare", "running", "start", "stop"]
 
-_START_SECONDS = 90
 _STOP_SECONDS = 20
 _ATTEMPTS = 3
-_SSHD_CONFIG = """\
-Port {port}
-ListenAddress 127.0.0.1
-HostKey /etc/ssh/host_key
-AuthorizedKeysFile /etc/ssh/authorized_keys
-AuthenticationMethods publickey
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-AllowUsers root
-AllowTcpForwarding no
-AllowAgentForwarding no
-AllowStreamLocalForwarding no
-X11Forwarding no
-PermitTunnel no
-PermitUserRC no
-UsePAM no
-UseDNS no
-LogLevel ERROR
-ClientAliveInterval 60
-ClientAliveCountMax 15
-PrintMotd no
-PrintLastLog no
-PidFile none
-MaxSessions 64
-MaxStartups 64
-ChrootDirectory /board
-Subsystem sftp internal-sftp
-SetEnv QEMU_CPU={qemu_cpu} LANG=C.UTF-8
-"""
 
 Progress = Callable[[str], None]
 
@@ -77,25 +47,33 @@ def prepare(progress: Progress = lambda line: None) -> None:
     layers.build_layers(_require("qemu-aarch64"), progress)
 
 
-def start(target: Target, progress: Progress = lambda line: None) -> Board:
+def start(
+    target: Target, progress: Progress = lambda line: None, recording: Recording | None = None, full: bool = False
+) -> Board:
     """Start the emulated board of a target, or give the one that runs. It stays until `stop`, or four idle hours.
+
+    Its sensors say what `recording` says. Without one they say what EdgeSDK ships for the target, less the power
+    sensors: an emulated board has no energy of its own. `full` starts a full system (`vm.py`) instead of the light
+    board; it has no fed sensors.
 
     Raises:
         BoardError: as `prepare`; or the target has no emulation, or the board did not come up.
     """
-    return _start(target, progress, keep=True)[0]
+    return _start(target, progress, keep=True, recording=recording, full=full)[0]
 
 
 @contextlib.contextmanager
-def emulated(target: Target, progress: Progress = lambda line: None) -> Iterator[Board]:
-    """The emulated board of a target while the block runs.
+def emulated(
+    target: Target, progress: Progress = lambda line: None, recording: Recording | None = None, full: bool = False
+) -> Iterator[Board]:
+    """The emulated board of a target while the block runs; `recording` and `full` as for `start`.
 
     A board that ran before goes on. One that was started for this block ends with it, or with its last user where
     other processes came to use it; also when this process is killed.
     """
-    name = _name(target)
+    name = _name(target, full)
     with state.locked(state.users_file(name), shared=True) as users:
-        board, fresh = _start(target, progress, keep=False)
+        board, fresh = _start(target, progress, keep=False, recording=recording, full=full)
         try:
             yield board
         finally:
@@ -138,13 +116,13 @@ def running() -> list[Board]:
     return found
 
 
-def _name(target: Target) -> str:
-    return f"{target.short.replace('/', '-')}-emulated"
+def _name(target: Target, full: bool = False) -> str:
+    return f"{target.short.replace('/', '-')}{'-vm' * full}-emulated"
 
 
-def _require(command: str) -> str:
+def _require(command: str, full: bool = False) -> str:
     """Path of a command, after everything that emulation needs was checked."""
-    lacks = missing()
+    lacks = missing(full) if full else missing()
     path = find(command)
     if lacks or path is None:
         reasons = "; ".join(lacks or [f"{command} not found"])
@@ -152,104 +130,55 @@ def _require(command: str) -> str:
     return path
 
 
-def _start(target: Target, progress: Progress, keep: bool) -> tuple[Board, bool]:
+def _start(
+    target: Target, progress: Progress, keep: bool, recording: Recording | None = None, full: bool = False
+) -> tuple[Board, bool]:
     """The board, and whether it was started now."""
     if target.emulate is None:
         hint = "take a target with an `emulate` table, like rpi5"
         raise BoardError(f"target {target.name} has no emulated board", hint)
-    name = _name(target)
-    device = device_files(target, target.emulate, name)
-    digest = sha256_bytes(repr((sorted(device.items()), target.emulate.qemu_cpu)).encode())
-    qemu = _require("qemu-aarch64")
+    name = _name(target, full)
+    device = {} if full else device_files(target, target.emulate, name) | standins(target.name)
+    machine = vm.machine_of(target.emulate, name)
+    digest = sha256_bytes(repr((sorted(device.items()), machine if full else target.emulate.qemu_cpu)).encode())
+    qemu = _require("qemu-system-aarch64" if full else "qemu-aarch64", full)
     with state.locked(state.lock_file(name)):
         document = state.read(name)
         if document is not None and state.alive(document):
             if document["device"] != digest:
-                hint = f"edgesdk boards emulate {target.short} --stop"
+                hint = f"edgesdk boards emulate {target.short}{' --vm' * full} --stop"
                 raise BoardError(f"{name} runs already, with other properties than this target's", hint)
             if keep:
                 state.keep_file(name).touch()
+            if recording is not None:
+                feed(name, recording)
             return _board(document), False
-        shared = layers.build_layers(qemu, progress)
+        shared = layers.build_layers(_require("qemu-aarch64"), progress)
+        if full:
+            image = vm_image.build_image(shared[-1], progress)
+            launch = partial(launch_full, target, name, machine, digest, image,
+                             vm_image.build_ready(qemu, machine, image, progress), qemu)
+        else:
+            launch = partial(launch_light, target, name, device, digest, shared, recording)
         progress(f"starting {name}")
         for attempt in range(_ATTEMPTS):
             _clean(name)
             try:
-                problem = _launch(target, name, device, digest, shared, keep)
+                problem = launch()
             except (OSError, subprocess.SubprocessError) as failure:
                 problem = str(failure)
             document = state.read(name)
             if not problem and document is not None:
+                if keep:
+                    state.keep_file(name).touch()
+                if full:
+                    vm.set_clock(_board(document))
                 return _board(document), True
             if "in use" not in problem or attempt == _ATTEMPTS - 1:
                 break
         _clean(name)
     reason = problem or "the supervisor died"
     raise BoardError(f"{name} did not start: {reason}", "try it again; see what the kernel says about it: dmesg")
-
-
-def _launch(target: Target, name: str, device: dict[str, bytes], digest: str, shared: list[Path], keep: bool) -> str:
-    """Write the board's folder and run its supervisor; gives what went wrong, or nothing."""
-    assert target.emulate is not None
-    folder = state.board_folder(name)
-    (folder / "root").mkdir(parents=True)
-    folder.chmod(0o700)
-    for path, content in device.items():
-        file = folder / "device" / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for key in ("host_key", "client_key"):
-        command = [_require("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / key)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60)
-    kind, public = (folder / "host_key.pub").read_text().split()[:2]
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {kind} {public}\n")
-    (folder / "authorized_keys").write_text((folder / "client_key.pub").read_text())
-    (folder / "sshd_config").write_text(_SSHD_CONFIG.format(port=port, qemu_cpu=target.emulate.qemu_cpu))
-    if keep:
-        (folder / "keep").touch()
-    plan = {
-        "name": name,
-        "port": port,
-        "layers": [str(layer) for layer in shared],
-        "sshd": _require("sshd"),
-        "private_binfmt": namespaces.private_binfmt_works(),
-        "target": target.name,
-        "serial": serial_of(name),
-        "device": digest,
-    }
-    (folder / "plan.json").write_text(json.dumps(plan))
-    return _run_supervisor(folder)
-
-
-def _run_supervisor(folder: Path) -> str:
-    read, write = os.pipe()
-    try:
-        with (folder / "log").open("wb") as log:
-            module = "edgesdk.harness.emulate.supervisor"
-            command = [sys.executable, "-m", module, str(folder / "plan.json"), str(write)]
-            environment = {**os.environ, "EDGESDK_CACHE": str(state.cache_folder())}
-            subprocess.run(
-                command,
-                pass_fds=[write],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=False,
-            )
-        os.close(write)
-        write = -1
-        if not select.select([read], [], [], _START_SECONDS)[0]:
-            return f"no answer within {_START_SECONDS} s"
-        answer = os.read(read, 4096).decode(errors="replace")
-        return "" if answer == "ready" else answer or "the supervisor died"
-    finally:
-        os.close(read)
-        if write >= 0:
-            os.close(write)
 
 
 def _end(name: str, pid: int) -> None:
@@ -281,4 +210,5 @@ def _clean(name: str) -> None:
 
 def _board(document: dict[str, object]) -> Board:
     qemu = find("qemu-aarch64")
-    return state.as_board(document, qemu is not None and layers.can_count(layers.qemu_folder(qemu)))
+    light = not str(document["name"]).endswith("-vm-emulated")
+    return state.as_board(document, light and qemu is not None and layers.can_count(layers.qemu_folder(qemu)))

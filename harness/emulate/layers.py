@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -61,9 +61,9 @@ def build_layers(qemu: str, progress: Progress) -> list[Path]:
             for leftover in cache_folder().glob(".build.*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if not rootfs.is_dir():
-                _build(rootfs, lambda folder: _fill_rootfs(folder, progress))
+                build_folder(rootfs, lambda folder: _fill_rootfs(folder, progress))
             if not emulator.is_dir():
-                _build(emulator, lambda folder: _fill_qemu(folder, qemu, rootfs, progress))
+                build_folder(emulator, lambda folder: _fill_qemu(folder, qemu, rootfs, progress))
     return [emulator, rootfs]
 
 
@@ -72,17 +72,23 @@ def can_count(emulator: Path) -> bool:
     return (emulator / "qemu" / "libedgecount.so").is_file()
 
 
-def _build(folder: Path, fill: Callable[[Path], None]) -> None:
+def build_folder(folder: Path, fill: Callable[[Path], None], needed: int = NEEDED_BYTES, mode: int = 0o755) -> None:
+    """Let `fill` fill a folder elsewhere and rename it to `folder`; what it leaves beside it is removed. The build lock
+    is held.
+
+    Raises:
+        BoardError: the disk is full or the build failed; nothing stays.
+    """
     free = shutil.disk_usage(folder.parent).free
-    if free < NEEDED_BYTES:
-        message = f"{folder.parent}: {free >> 20} MiB free, an emulated board needs {NEEDED_BYTES >> 20} MiB"
+    if free < needed:
+        message = f"{folder.parent}: {free >> 20} MiB free, an emulated board needs {needed >> 20} MiB"
         raise DiskFull(message, "free some space, or set EDGESDK_CACHE to a folder on another disk")
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".build."))
     try:
         made = temporary / "layer"
         made.mkdir()
         fill(made)
-        made.chmod(0o755)
+        made.chmod(mode)
         os.sync()
         os.replace(made, folder)
     except OSError as problem:
@@ -94,22 +100,8 @@ def _build(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def _fill_rootfs(root: Path, progress: Progress) -> None:
     progress("emulated board: unpacking Debian 12 for arm64 (once, about a minute)")
-    _run(
-        ["mmdebstrap", "--mode=root", "--variant=extract", "--architectures=arm64", f"--include={','.join(PACKAGES)}"]
-        + ['--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"']
-        + [f"--dpkgopt=path-exclude=/usr/share/{unused}/*" for unused in ("man", "doc", "locale")]
-        + ["--skip=output/dev", "--quiet", "--format=directory", SUITE, str(root)],
-        "check the network, or the apt proxy of this machine",
-    )
-    shutil.rmtree(root / "dev")
-    for folder, mode in (("dev", 0o755), ("proc", 0o755), ("sys", 0o755), ("tmp", 0o1777), ("root", 0o700)):
-        (root / folder).mkdir(exist_ok=True)
-        (root / folder).chmod(mode)
-    for table in ("passwd", "group"):
-        shutil.copyfile(root / f"usr/share/base-passwd/{table}.master", root / "etc" / table)
-    for link, destination in (("bin/sh", "dash"), ("usr/bin/awk", "mawk")):
-        if not (root / link).is_symlink():
-            (root / link).symlink_to(destination)
+    unpack_debian(root, PACKAGES)
+    settle(root)
     packages = root / "usr/local/lib/python3.11/dist-packages"
     packages.mkdir(parents=True, exist_ok=True)
     progress(f"emulated board: fetching {', '.join(WHEELS)} for arm64")
@@ -130,6 +122,30 @@ def _fill_rootfs(root: Path, progress: Progress) -> None:
         "wheels": {wheel.name: sha256_file(wheel) for wheel in wheels},
     }
     write_atomic(root / "etc/edgesdk-rootfs.json", canonical_json(document))
+
+
+def unpack_debian(root: Path, packages: Sequence[str]) -> None:
+    """Unpack Debian packages for arm64 and what they need into a folder; no arm64 code runs (BoardError)."""
+    _run(
+        ["mmdebstrap", "--mode=root", "--variant=extract", "--architectures=arm64", f"--include={','.join(packages)}"]
+        + ['--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"']
+        + [f"--dpkgopt=path-exclude=/usr/share/{unused}/*" for unused in ("man", "doc", "locale")]
+        + ["--skip=output/dev", "--quiet", "--format=directory", SUITE, str(root)],
+        "check the network, or the apt proxy of this machine",
+    )
+
+
+def settle(root: Path) -> None:
+    """Do what the maintainer scripts of unpacked packages would have done and a board needs."""
+    shutil.rmtree(root / "dev")
+    for folder, mode in (("dev", 0o755), ("proc", 0o755), ("sys", 0o755), ("tmp", 0o1777), ("root", 0o700)):
+        (root / folder).mkdir(exist_ok=True)
+        (root / folder).chmod(mode)
+    for table in ("passwd", "group"):
+        shutil.copyfile(root / f"usr/share/base-passwd/{table}.master", root / "etc" / table)
+    for link, destination in (("bin/sh", "dash"), ("usr/bin/awk", "mawk")):
+        if not (root / link).is_symlink():
+            (root / link).symlink_to(destination)
 
 
 def _compiles() -> bool:

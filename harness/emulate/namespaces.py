@@ -101,6 +101,21 @@ def map_all_users(pid: int) -> None:
         Path(f"/proc/{pid}/{table}").write_text("0 0 4294967295")
 
 
+def enter_mounts(pid: int, root: str) -> None:
+    """Move this process, which has one thread, into the mounts of `pid` and below their folder `root`.
+
+    Raises:
+        OSError: the process is gone, or the kernel refused.
+    """
+    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_LIBC.setns(mounts, CLONE_NEWNS), f"setns {pid}")
+    finally:
+        os.close(mounts)
+    os.chroot(root)
+    os.chdir("/")
+
+
 def new_pid_namespace() -> None:
     """The next child of this process is process 1 of a new PID namespace."""
     _unshare(CLONE_NEWPID)

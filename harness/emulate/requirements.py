@@ -13,6 +13,7 @@ from edgesdk.harness.emulate.layers import qemu_folder, rootfs_folder
 
 _RUN = {"qemu-aarch64": "qemu-user", "sshd": "openssh-server", "ssh-keygen": "openssh-client"}
 _BUILD = {"mmdebstrap": "mmdebstrap", "gcc": "gcc libc6-dev", "ldd": "libc-bin"}
+_FULL = {"qemu-system-aarch64": "qemu-system-arm", "qemu-img": "qemu-utils", "mke2fs": "e2fsprogs"}
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -22,8 +23,8 @@ def find(command: str) -> str | None:
     return shutil.which(command, path=os.pathsep.join(folders))
 
 
-def missing() -> list[str]:
-    """What prevents emulated boards here, each with the way out; empty where nothing does."""
+def missing(full: bool = False) -> list[str]:
+    """What prevents emulated boards here (`full`: full systems), each with the way out; empty where nothing does."""
     if os.environ.get("EDGESDK_NO_EMULATION") == "1":
         return ["EDGESDK_NO_EMULATION=1 is set: unset it"]
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -38,6 +39,8 @@ def missing() -> list[str]:
             found.append(f"{_KEYRING} not found: apt-get install debian-archive-keyring")
         if importlib.util.find_spec("pip") is None:
             found.append("this Python has no pip: python -m ensurepip")
+    if full:
+        commands |= _FULL
     for command, package in commands.items():
         if find(command) is None:
             found.append(f"{command} not found: apt-get install {package}")

@@ -20,8 +20,9 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from edgesdk.harness.emulate import namespaces, state
+from edgesdk.harness.emulate import feeder, namespaces, state, vm
 
 IDLE_SECONDS = 4 * 3600
 _ANSWER_SECONDS = 60
@@ -53,18 +54,21 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _supervise(document: dict[str, str | int | list[str]], report: int) -> None:
-    name, port = str(document["name"]), int(str(document["port"]))
-    layers = document["layers"]
-    assert isinstance(layers, list)
+def _supervise(document: dict[str, Any], report: int) -> None:
+    name, port = str(document["name"]), int(document["port"])
     folder = state.board_folder(name)
-    binfmt = None if document["private_binfmt"] else f"edgesdk-{port}"
-    plan = namespaces.Plan(name, folder, folder / "root", tuple(map(Path, layers)), str(document["sshd"]), binfmt)
-    board = 0
+    binfmt = None if document.get("private_binfmt", True) else f"edgesdk-{port}"
+    board = feeding = 0
     try:
-        board = _spawn(plan)
+        if "qemu" in document:
+            board = vm.spawn(document["qemu"], folder)
+        else:
+            layers = tuple(map(Path, document["layers"]))
+            board = _spawn(namespaces.Plan(name, folder, folder / "root", layers, document["sshd"], binfmt))
         watch = os.pidfd_open(board)
         _await_banner(port, watch, folder / "log")
+        if (folder / feeder.RECORDING).exists():
+            feeding = feeder.start_feeder(board, folder)
         target, serial, device = (str(document[key]) for key in ("target", "serial", "device"))
         state.write(name, os.getpid(), port, target, serial, device, binfmt)
         os.write(report, b"ready")
@@ -72,9 +76,9 @@ def _supervise(document: dict[str, str | int | list[str]], report: int) -> None:
         _watch(name, board, watch)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if board:
-            os.kill(board, signal.SIGKILL)  # our own child, not reaped yet: the pid is its
-            os.waitpid(board, 0)
+        for child in filter(None, (feeding, board)):
+            os.kill(child, signal.SIGKILL)  # our own child, not reaped yet: the pid is its
+            os.waitpid(child, 0)
         if binfmt is not None:
             namespaces.remove_global_binfmt(binfmt)
         state.forget(name)

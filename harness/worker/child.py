@@ -48,7 +48,8 @@ def _limits() -> None:
 
 
 def run_child(
-    argv: "list[str]", folder: str, limit_s: float, tick: "Callable[[], None]", environment: "dict[str, str]"
+    argv: "list[str]", folder: str, limit_s: float, tick: "Callable[[], None]", environment: "dict[str, str]",
+    prepare: "Callable[[], None] | None" = None, on_start: "Callable[[int], None] | None" = None,
 ) -> Ended:
     """Run `argv` in `folder` to its end, or kill its process group at the deadline.
 
@@ -56,6 +57,8 @@ def run_child(
         limit_s: hard deadline in seconds.
         tick: called about once a second (heartbeat).
         environment: added to this process's environment.
+        prepare: called in the new process before the program.
+        on_start: called with the process's number when it runs.
     """
     environ = dict(os.environ)
     environ.update({"LC_ALL": "C", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"})
@@ -63,18 +66,28 @@ def run_child(
     out_path = os.path.join(folder, "stdout")
     error_path = os.path.join(folder, "stderr")
     kills = _oom_kills()
+
+    def before_program() -> None:
+        _limits()
+        if prepare is not None:
+            prepare()
+
     start = time.monotonic()
     name = os.path.basename(argv[0])
     with open(out_path, "wb") as out, open(error_path, "wb") as error, open(os.devnull, "rb") as nothing:
         try:
             process = subprocess.Popen(
                 argv, stdin=nothing, stdout=out, stderr=error, cwd=folder, env=environ, start_new_session=True,
-                preexec_fn=_limits,
+                preexec_fn=before_program,
             )
         except OSError as problem:
             return Ended("E_CRASH", f"cannot start {name}: {problem.strerror}", b"", 0.0, 0.0)
     timed_out = False
+    leftover = os.path.join(folder, "child")
     try:
+        _remember(leftover, process.pid)
+        if on_start is not None:
+            on_start(process.pid)
         pid, status, usage = _wait(process, start + limit_s, tick)
         if pid == 0:
             timed_out = True
@@ -84,7 +97,9 @@ def run_child(
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        os.unlink(leftover)
         raise
+    os.unlink(leftover)
     wall = time.monotonic() - start
     cpu = float(usage.ru_utime + usage.ru_stime)
     with open(out_path, "rb") as stream:
@@ -93,6 +108,36 @@ def run_child(
         return Ended("E_TIMEOUT", f"no end after {limit_s:.0f} s, killed", stdout, wall, cpu)
     code, reason = describe_status(status, _oom_kills() > kills, _tail(error_path))
     return Ended(code, reason, stdout, wall, cpu)
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot: with its number, its identity; "" where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read(4096).decode("utf-8", "replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _remember(path: str, pid: int) -> None:
+    with open(path, "w") as stream:
+        stream.write(f"{pid} {_started(pid)}")
+
+
+def end_leftover(folder: str) -> bool:
+    """Kill the child that a worker left running in `folder` when it died; only that very process, no other of its
+    number. True when there was one."""
+    path = os.path.join(folder, "child")
+    try:
+        with open(path) as stream:
+            number, started = stream.read(64).split()
+        os.unlink(path)
+        if _started(int(number)) != started:
+            return False
+        os.killpg(int(number), signal.SIGKILL)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _wait(process: "subprocess.Popen[bytes]", deadline: float, tick: "Callable[[], None]") -> "Any":

@@ -5,24 +5,17 @@ import importlib.util
 import os
 import platform
 import sys
+import time
 from typing import Any
+
+from edgesdk.harness.worker import condition, launch, sensors, tuning
+from edgesdk.harness.worker.system import device_tree, read_text
 
 RUNTIME_PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime"),
     "ai-edge-litert": ("ai_edge_litert", "ai_edge_litert"),
     "tflite-runtime": ("tflite_runtime", "tflite_runtime"),
 }
-DEVICE_TREES = ("/proc/device-tree", "/sys/firmware/devicetree/base")
-
-
-def read_text(path: str, limit: int = 1 << 20) -> "str | None":
-    """Text of a small file, or None."""
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(limit).decode("utf-8", "replace").strip("\0\n ")
-    except OSError:
-        return None
-
 
 def parse_cpuinfo(text: str) -> "dict[str, Any]":
     """`model`, `features` (sorted), `part` and `serial` of /proc/cpuinfo, ARM or x86; junk gives empty facts."""
@@ -53,27 +46,6 @@ def _is_entry(words: "list[str]") -> bool:
     return len(words) >= 2 and all(letter in "0123456789" for letter in words[1]) and len(words[1]) < 19
 
 
-def _temperature() -> "float | None":
-    readings = []
-    for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp")):
-        text = read_text(path)
-        try:
-            value = int(text or "") / 1000.0
-        except ValueError:
-            continue
-        if -50 < value < 150:
-            readings.append(value)
-    return max(readings) if readings else None
-
-
-def _device_tree(name: str) -> "str | None":
-    for folder in DEVICE_TREES:
-        text = read_text(os.path.join(folder, name))
-        if text:
-            return text
-    return None
-
-
 def _runtime_version(module: str, distribution: str) -> "str | None":
     """Version of an installed package from the name of its dist-info folder; the package is not imported."""
     try:
@@ -96,19 +68,47 @@ def _loadavg() -> "float | None":
 
 
 def snapshot() -> "dict[str, Any]":
-    """Facts that change: load over one minute, temperature, free memory, boot."""
+    """Facts that change: load, temperature, memory, clock, throttling (see `condition`), power mode, disk, boot."""
     memory = parse_meminfo(read_text("/proc/meminfo") or "")
     return {
-        "loadavg1": _loadavg(), "temperature_c": _temperature(), "mem_available_bytes": memory.get("MemAvailable"),
-        "boot_id": read_text("/proc/sys/kernel/random/boot_id"),
+        "loadavg1": _loadavg(), "temperature_c": condition.temperature(),
+        "mem_available_bytes": memory.get("MemAvailable"),
+        "swap_used_bytes": _difference(memory.get("SwapTotal"), memory.get("SwapFree")),
+        "boot_id": boot_id(), "uptime_s": _uptime(),
         "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "throttle_count": _throttle_count(),
+        "power_mode": tuning.power_mode(), "throttle_count": condition.throttle_count(),
+        "throttled": condition.throttled_bits(), "wall_clock_s": int(time.time()),
     }
 
 
-def _throttle_count() -> "int | None":
-    text = read_text("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count")
-    return int(text) if text and text.isdigit() else None
+def boot_id() -> "str | None":
+    """Identity of this boot."""
+    return read_text("/proc/sys/kernel/random/boot_id")
+
+
+def _uptime() -> "float | None":
+    words = (read_text("/proc/uptime") or "").split()
+    try:
+        return float(words[0])
+    except (IndexError, ValueError):
+        return None
+
+
+def _difference(whole: "int | None", part: "int | None") -> "int | None":
+    return None if whole is None or part is None else max(0, whole - part)
+
+
+def _libc() -> "str | None":
+    """`glibc 2.36`; None for other C libraries."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _memory_cgroup() -> "bool | None":
+    text = read_text("/sys/fs/cgroup/cgroup.controllers")
+    return None if text is None else "memory" in text.split()
 
 
 def collect() -> "dict[str, Any]":
@@ -119,9 +119,12 @@ def collect() -> "dict[str, Any]":
     facts = {
         "machine": platform.machine(), "kernel": platform.release(), "cpus": os.cpu_count(),
         "cpu_model": cpu["model"], "cpu_part": cpu["part"], "cpu_features": cpu["features"],
-        "board_model": _device_tree("model"), "serial": _device_tree("serial-number") or cpu["serial"],
-        "machine_id": read_text("/etc/machine-id"), "mem_total_bytes": memory.get("MemTotal"),
+        "board_model": device_tree("model"), "serial": device_tree("serial-number") or cpu["serial"],
+        "machine_id": read_text("/etc/machine-id"), "memory_cgroup": _memory_cgroup(),
+        "jetson_release": read_text("/etc/nv_tegra_release", 400), "libc": _libc(), "linger": launch.has_linger(),
+        "mem_total_bytes": memory.get("MemTotal"),
         "python": ".".join(str(part) for part in sys.version_info[:3]), "rapl": rails,
+        "power": sensors.describe(),
         "runtimes": {name: _runtime_version(*names) for name, names in sorted(RUNTIME_PACKAGES.items())},
     }
     facts.update(snapshot())

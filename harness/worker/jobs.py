@@ -14,10 +14,13 @@ import time
 import traceback
 from typing import Any
 
-from edgesdk.harness.worker import store, work
+from edgesdk.harness.worker import fence, store, work
+from edgesdk.harness.worker.launch import launch
 
 FINAL = ("done", "failed")
 STOP_SECONDS = 6.0
+BEGIN_SECONDS = 15.0
+LOCK_TRIES = 10
 
 
 def job_folder(state: str, identity: str) -> str:
@@ -25,8 +28,12 @@ def job_folder(state: str, identity: str) -> str:
     return os.path.join(state, "jobs", store.digest_name(identity))
 
 
-def start(state: str, identity: str, spec: str) -> "dict[str, Any]":
-    """Start job `identity`, whose document is blob `spec`, unless it was started before; returns `look`."""
+def start(state: str, identity: str, spec: str, resume: bool = False) -> "dict[str, Any]":
+    """Start job `identity`, whose document is blob `spec`, unless it was started before; returns `look`.
+
+    Args:
+        resume: begin a job again that lost its process (the board restarted, the worker was killed).
+    """
     folder = job_folder(state, identity)
     if not os.path.isdir(folder):
         blob = os.path.join(state, "blobs", store.digest_name(spec))
@@ -41,9 +48,37 @@ def start(state: str, identity: str, spec: str) -> "dict[str, Any]":
             os.rename(new, folder)
         except OSError:
             shutil.rmtree(new)  # another start was faster
-    if not os.path.exists(os.path.join(folder, "status.json")) and not is_alive(folder):
-        _detach(state, folder)
+    status = look(state, identity)
+    again = resume and status["state"] == "lost"
+    if again:
+        _renew(state, folder, identity, spec)
+    if again or (not os.path.exists(os.path.join(folder, "status.json")) and not is_alive(folder)):
+        launch(state, folder, identity, again, lambda words, ready: _Job(state, folder, words, again).run(ready))
+        _wait_for_beginning(state, identity)
     return look(state, identity)
+
+
+def _renew(state: str, folder: str, identity: str, spec: str) -> None:
+    """Take over the document of who begins the job again: its lease is a later one."""
+    try:
+        job = store.read_json(os.path.join(state, "blobs", store.digest_name(spec)))
+    except OSError:
+        return
+    if job["id"] == identity:
+        store.write_json(os.path.join(folder, "job.json"), job)
+
+
+def work_here(state: str, identity: str, resume: bool) -> None:
+    """Do a job in this process: what a unit of systemd runs."""
+    _Job(state, job_folder(state, identity), "systemd-run --user", resume).run(None)
+
+
+def _wait_for_beginning(state: str, identity: str) -> None:
+    """A unit of systemd begins after its start has returned."""
+    deadline = time.monotonic() + BEGIN_SECONDS
+    folder = job_folder(state, identity)
+    while not is_alive(folder) and look(state, identity)["state"] not in FINAL and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def look(state: str, identity: str) -> "dict[str, Any]":
@@ -104,59 +139,30 @@ def is_alive(folder: str) -> bool:
     return False
 
 
-def _detach(state: str, folder: str) -> None:
-    """Run the job in a process of its own session; returns when that process has written its first status."""
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        os.read(reader, 1)
-        os.close(reader)
-        os.wait()
-        return
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    code = 1
-    try:
-        os.close(reader)
-        log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        _Job(state, folder).run(writer)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 class _Job:
-    def __init__(self, state: str, folder: str) -> None:
+    def __init__(self, state: str, folder: str, words: str, resume: bool) -> None:
         self.state = state
         self.folder = folder
+        self.words = words
+        self.resume = resume
         self.document = store.read_json(os.path.join(folder, "job.json"))
-        self.beat = 0
+        self.beat = int(time.time()) << 16 if resume else 0  # a beat that no start before this one had
 
-    def run(self, ready: int) -> None:
-        """Take the locks, do the job, write the final status."""
-        lock = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    def run(self, ready: "int | None") -> None:
+        """Take the locks, do the job, write the final status; `ready` is closed when the first status is there."""
+        if not self._take_job():
             return  # another start of the same job was faster
-        if os.path.exists(os.path.join(self.folder, "status.json")):
+        path = os.path.join(self.folder, "status.json")
+        if os.path.exists(path) and (not self.resume or store.read_json(path)["state"] in FINAL):
             return
         store.write_atomic(os.path.join(self.folder, "pid"), str(os.getpid()).encode())
         self._write({"state": "waiting"})
-        os.close(ready)
+        if ready is not None:
+            os.close(ready)
         signal.signal(signal.SIGTERM, _on_terminate)
         try:
             self._take_board()
-            result = work.do_job(self.state, self.folder, self.document, self._progress)
+            result = work.do_job(self.state, self.folder, self.document, self._progress, self.words)
             self._write(dict(result, state="done"))
         except work.JobFailed as problem:
             self._fail(problem.kind, problem.message)
@@ -170,20 +176,29 @@ class _Job:
             traceback.print_exc()
             self._fail("worker", f"fault in the worker: {problem!r}")
 
-    def _take_board(self) -> None:
-        """Only one job runs on a board, whoever asks."""
-        descriptor = os.open(os.path.join(self.state, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + float(self.document["lock_wait_s"])
-        while True:
+    def _take_job(self) -> bool:
+        """Hold the job's lock while this process lives; whoever only looks at it holds it for an instant."""
+        lock = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        for _ in range(LOCK_TRIES):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
             except OSError:
-                pass
+                time.sleep(0.02)
+        return False
+
+    def _take_board(self) -> None:
+        """Only one job runs on a board, whoever asks, and none of an older lease than one that was here."""
+        deadline = time.monotonic() + float(self.document["lock_wait_s"])
+        while fence.take_lock(self.state) is None:
             if time.monotonic() > deadline:
                 raise work.JobFailed("busy", "another job holds the board")
             self._write({"state": "waiting"})
             time.sleep(0.5)
+        epoch = self.document.get("epoch")
+        if not fence.accept(self.state, epoch):
+            largest = fence.largest_epoch(self.state)
+            raise work.JobFailed("stale", f"E_FENCED: lease epoch {epoch} is stale: {largest} was on the board")
 
     def _progress(self, step: str, done: int, total: int) -> None:
         self._write({"state": "running", "step": step, "done": done, "total": total})

@@ -1,5 +1,6 @@
-"""Runs of one artifact in child processes: outputs for given inputs, a timed round, a counted round."""
+"""Runs of one artifact in child processes: outputs for given inputs, a counted round, what a timed round prints."""
 
+import array
 import json
 import os
 import sys
@@ -9,6 +10,8 @@ from typing import Any
 from edgesdk.harness.worker import blocks, child, count, store, timing
 
 ROUND_INTEGERS = ("count", "batch", "p50_ns", "cold_load_ns", "first_inference_ns")
+MEMORY_KEYS = ("peak_rss", "anon", "file", "pss", "arena", "cgroup_peak", "nvmap")
+MOST_WARM_LOADS = 100
 COUNTED_INPUTS = 4
 COUNTED_INPUTS_THAT_DIFFER = 8
 
@@ -35,8 +38,16 @@ def parse_round(stdout: bytes) -> "dict[str, Any]":
         raise ValueError("edgesdk.round: steady is {!r}".format(found.get("steady")))
     # Only what is known goes on: the rest is whatever a runner likes to print.
     record = {key: found[key] for key in ROUND_INTEGERS + ("steady",)}
-    for key in ("peak_rss_bytes", "cpu_ns"):
+    for key in ("peak_rss_bytes", "cpu_ns", "window_start_ns", "window_end_ns"):
         record[key] = found[key] if _is_whole(found.get(key)) else None
+    record["major_faults"] = found["major_faults"] if _is_whole(found.get("major_faults")) else None
+    loads = found.get("warm_load_ns")
+    whole = isinstance(loads, list) and len(loads) <= MOST_WARM_LOADS and all(map(_is_whole, loads))
+    record["warm_load_ns"] = loads if whole else []
+    memory = found.get("memory")
+    record["memory"] = None
+    if isinstance(memory, dict):
+        record["memory"] = {key: memory[key] for key in MEMORY_KEYS if _is_whole(memory.get(key))}
     warmup = found.get("warmup")
     record["warmup"] = None
     if isinstance(warmup, dict) and _is_whole(warmup.get("iterations")):
@@ -64,9 +75,14 @@ class Candidate:
         self.golden_outputs = os.path.join(folder, *store.safe_parts(golden["outputs"]))
         self.tolerance = golden["tolerance"]
         self.record = {
-            "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "reasons": [], "raw": [],
+            "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "rejected": [],
+            "reasons": [], "raw": [],
         }  # type: dict[str, Any]
-        os.makedirs(work)
+        os.makedirs(work, exist_ok=True)
+
+    def files(self) -> "list[str]":
+        """Paths of the model's files here."""
+        return [os.path.join(self.folder, *store.safe_parts(file["path"])) for file in self.document["files"]]
 
     def fail(self, code: str, reason: str) -> None:
         """Note why this candidate is not valid."""
@@ -84,9 +100,20 @@ class Candidate:
         worker = os.path.abspath(sys.argv[0])
         return [sys.executable, worker, "runtime", self.document["runtime"]["name"], self.folder] + list(arguments)
 
-    def run(self, arguments: "list[str]", limit_s: float, environment: "dict[str, str]") -> child.Ended:
-        """Run one sub-command in this candidate's work folder."""
-        return child.run_child(self.command(*arguments), self.work, limit_s, self.tick, environment)
+    def run(
+        self, arguments: "list[str]", limit_s: float, environment: "dict[str, str]",
+        prepare: "Callable[[], None] | None" = None, on_start: "Callable[[int], None] | None" = None,
+        tick: "Callable[[], None] | None" = None,
+    ) -> child.Ended:
+        """Run one sub-command in this candidate's work folder; see `child.run_child`. `tick` is called beside the
+        heartbeat."""
+
+        def both() -> None:
+            self.tick()
+            if tick is not None:
+                tick()
+
+        return child.run_child(self.command(*arguments), self.work, limit_s, both, environment, prepare, on_start)
 
     def outputs(self, inputs: str, n: int, limit_s: float, what: str) -> "tuple[bytes, float] | None":
         """Outputs of n inputs as a raw block, and the seconds it took; None after noting the failure."""
@@ -108,8 +135,17 @@ class Candidate:
             return None
         return data, ended.wall_s
 
-    def timed(self, seed: int, profile: "dict[str, Any]", samples: str, per_inference_s: float) -> "dict[str, Any]":
-        """One timed round; `samples` is the file for its raw samples. Returns the round's record."""
+    def timed(
+        self, seed: int, profile: "dict[str, Any]", samples: str, per_inference_s: float, warm_loads: int = 0,
+        prepare: "Callable[[], None] | None" = None, on_start: "Callable[[int], None] | None" = None,
+        tick: "Callable[[], None] | None" = None,
+    ) -> "dict[str, Any]":
+        """One timed run; `samples` is the file for its raw samples. Returns what `parse_round` finds, `sha256` of the
+        samples, `wall_s` of the process, and `other_cpu`: the share of one core that other processes used meanwhile.
+
+        Raises:
+            RoundFailed: it gave no figures.
+        """
         arguments = ["bench", "--inputs", self.golden_inputs, "--n", str(self.n), "--seed", str(seed)]
         for key in ("warmup_iterations", "warmup_seconds", "window_seconds", "min_samples", "max_warmup_seconds"):
             arguments += ["--" + key.replace("_", "-"), str(profile[key])]
@@ -117,12 +153,14 @@ class Candidate:
         steady_percent = profile.get("steady_percent", timing.STEADY_PERCENT)
         if steady_percent != timing.STEADY_PERCENT:
             arguments += ["--steady-percent", str(steady_percent)]
+        if warm_loads and not self.document.get("executable"):
+            arguments += ["--warm-loads", str(warm_loads)]
         arguments += ["--samples", samples]
         predicted = profile["max_warmup_seconds"] + profile["window_seconds"]
         predicted += (profile["min_samples"] + profile["warmup_iterations"]) * per_inference_s
-        before = _busy_seconds()
-        ended = self.run(arguments, 120 + 3 * predicted, {})
-        busy = _busy_seconds() - before
+        before = busy_seconds()
+        ended = self.run(arguments, 120 + 3 * predicted, {}, prepare, on_start, tick)
+        busy = busy_seconds() - before
         if ended.code:
             raise RoundFailed(ended.code, ended.reason)
         try:
@@ -132,7 +170,7 @@ class Candidate:
             raise RoundFailed("E_CRASH", str(problem)) from problem
         if size != 8 * record["count"]:
             raise RoundFailed("E_CRASH", "{} bytes of samples for a count of {}".format(size, record["count"]))
-        # Share of one core that other processes used while this one ran.
+        record["wall_s"] = round(ended.wall_s, 6)
         record["other_cpu"] = round(max(0.0, busy - ended.cpu_s) / max(ended.wall_s, 1e-9), 4)
         record["sha256"] = store.sha256_file(samples)
         return record
@@ -174,7 +212,7 @@ class RoundFailed(Exception):
         self.reason = reason
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """CPU seconds that all cores spent on processes since boot (0 where /proc/stat cannot be read)."""
     try:
         with open("/proc/stat") as stream:
@@ -183,3 +221,13 @@ def _busy_seconds() -> float:
         return (user + nice + system + irq + softirq) / float(os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError):
         return 0.0
+
+
+def read_samples(path: str) -> "list[int]":
+    """Samples of a timed round: little-endian int64 nanoseconds."""
+    samples = array.array("q")
+    with open(path, "rb") as stream:
+        samples.frombytes(stream.read())
+    if sys.byteorder == "big":
+        samples.byteswap()
+    return list(samples)

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from edgesdk.harness.worker import count, store, timing
+from edgesdk.harness.worker import count, memory, store, timing
 from edgesdk.harness.worker.runtimes import DTYPES, RUNTIMES, Runtime
 
 USAGE, BAD_INPUT, INTERNAL = 64, 65, 70
@@ -42,6 +42,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             command.add_argument("--window-seconds", type=float, required=True)
             command.add_argument("--min-samples", type=int, required=True)
             command.add_argument("--steady-percent", type=float, default=timing.STEADY_PERCENT)
+            command.add_argument("--warm-loads", type=int, default=0)
             command.add_argument("--samples", required=True)
 
 
@@ -105,10 +106,12 @@ def _bench(runtime: Runtime, arguments: argparse.Namespace, loaded: int) -> None
     if sys.byteorder == "big":
         samples.byteswap()
     store.write_atomic(arguments.samples, samples.tobytes())
+    numbers = memory.memory_numbers()  # before the model is loaded again
     result.update(
         {
             "format": "edgesdk.round", "version": 1, "cold_load_ns": loaded, "first_inference_ns": first,
-            "peak_rss_bytes": peak_rss(),
+            "peak_rss_bytes": numbers["peak_rss"], "memory": numbers,
+            "warm_load_ns": [_load(runtime) for _ in range(arguments.warm_loads)],
         }
     )
     print("\n" + json.dumps(result, sort_keys=True))
@@ -124,10 +127,9 @@ def _count(runtime: Runtime, arguments: argparse.Namespace, loaded: int) -> None
         mark(count.END)
 
 
-def peak_rss() -> "int | None":
-    """VmHWM of this process in bytes."""
-    with open("/proc/self/status") as stream:
-        for line in stream:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
+def _load(runtime: Runtime) -> int:
+    """Nanoseconds of loading once more what was loaded before."""
+    runtime.unload()
+    before = timing.now_ns()
+    runtime.load()
+    return timing.now_ns() - before

@@ -26,6 +26,11 @@ class Runtime:
         """Read the model and prepare it to run."""
         raise NotImplementedError
 
+    def unload(self) -> None:
+        """Let go of what `load` made, so that a model that is loaded again is in memory once."""
+        self.__dict__.pop("session", None)
+        self.__dict__.pop("interpreter", None)
+
     def infer(self, row: int) -> "list[Any]":
         """Outputs of one row, in the artifact's order."""
         raise NotImplementedError

@@ -3,6 +3,7 @@
 import array
 import math
 import random
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,7 @@ def timed_round(infer: "Callable[[int], Any]", order: "list[int]", options: Opti
     typical = max(1.0, median(durations[-2 * options.block :]))
     batch = 1 if typical >= SHORT_NS else int(-(-SHORT_NS // typical))
     samples = array.array("q")
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
     cpu = time.process_time()
     start = now_ns()
     window = options.window_seconds * 1e9
@@ -121,7 +123,10 @@ def timed_round(infer: "Callable[[int], Any]", order: "list[int]", options: Opti
         if after - start >= window and len(samples) >= options.min_samples:
             break
     cpu_ns = int((time.process_time() - cpu) * 1e9)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
     return {
         "count": len(samples), "batch": batch, "p50_ns": int(round(median(list(samples)) / batch)),
         "warmup": warmup, "steady": steady, "cpu_ns": cpu_ns, "samples": samples,
+        "major_faults": faults,
+        "window_start_ns": start, "window_end_ns": after,
     }

@@ -1,20 +1,19 @@
-"""The job: for every candidate golden check and evaluation, then all rounds interleaved, then one result file."""
+"""The job: for every candidate golden check and evaluation, then all rounds interleaved, then one result file.
+
+Each finished step is in the journal: a job that is begun again goes on where it was.
+"""
 
 import errno
-import hashlib
-import json
 import os
 import random
 import shutil
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from edgesdk.harness.worker import blocks, facts, parallel, rounds, store, timing
-
-GOLDEN_LIMIT_S = 900.0
-# qemu-user computes floats one by one in software: some golden rows show there what all of them show on a board.
-EMULATED_GOLDEN_ROWS = 8
+from edgesdk.harness.worker import child, facts, parallel, ready, rounds, store, timed, tuning
+from edgesdk.harness.worker.journal import Journal
+from edgesdk.harness.worker.result import write_result
+from edgesdk.harness.worker.steps import Steps
 
 
 class JobFailed(Exception):
@@ -33,9 +32,12 @@ def failure_of(problem: OSError) -> JobFailed:
 
 
 def do_job(
-    state: str, folder: str, job: "dict[str, Any]", progress: "Callable[[str, int, int], None]"
+    state: str, folder: str, job: "dict[str, Any]", progress: "Callable[[str, int, int], None]", detached: str = ""
 ) -> "dict[str, Any]":
-    """Run the job and write `result.zip` into `folder`.
+    """Run the job, or what is left of it, and write `result.zip` into `folder`.
+
+    Args:
+        detached: how the process was started, in words.
 
     Returns:
         {"sha256", "bytes"} of the result file.
@@ -44,58 +46,36 @@ def do_job(
         JobFailed, OSError: faults of the board.
     """
     work = os.path.join(folder, "work")
-    shutil.rmtree(work, ignore_errors=True)
-    os.makedirs(work)
-    before = facts.snapshot()
-    specs = job["candidates"]
-    total = [len(specs) * (2 + (job["rounds"] if job["mode"] != "none" else 0))]
-    done = [0]
-    step = ["start"]
-
-    def tick() -> None:
-        progress(step[0], done[0], total[0])
-
-    def enter(name: str) -> None:
-        step[0] = name
-        tick()
-
-    candidates = []
-    for index, spec in enumerate(specs):
-        _check_blobs(state, spec)
-        artifact = store.lay_out_artifact(state, spec["artifact"], spec["files"])
-        candidates.append(rounds.Candidate(artifact, spec, os.path.join(work, f"c{index}"), tick))
-    job_at = _Job(state, work, job, candidates)
+    journal = Journal(work)
+    if job["mode"] == "counted" or not journal.load():
+        shutil.rmtree(work, ignore_errors=True)
+        os.makedirs(work)
+    start = journal.begin()
+    job_at = _Job(state, folder, work, job, journal, progress)
+    job_at.lay_out()
+    if journal.values["before"] is None:
+        journal.values["before"] = facts.snapshot()
+    clocks = tuning.Tuning(state, job["id"])
     if job["mode"] == "counted":
-        step[0] = "count instructions"
-        parallel.in_processes(job_at.count_all, candidates, work, tick, done)
+        job_at.step = "count instructions"
+        parallel.in_processes(job_at.count_all, job_at.candidates, work, job_at.tick, job_at.done)
+        job_at.energy_all()
     else:
-        for index, spec in enumerate(specs):
-            enter("golden " + spec["name"])
-            job_at.golden(index)
-            done[0] += 1
-            enter("evaluate " + spec["name"])
-            job_at.evaluate(index)
-            done[0] += 1
-        least = job["rounds"] if job["mode"] != "none" else 0
-        most = least + (job["profile"].get("extra_rounds", 0) if job["mode"] == "timed" else 0)
-        for round_index in range(most):
-            order = list(range(len(candidates)))
-            if round_index >= least:
-                # More rounds, up to the profile's number, for candidates whose interval is still too wide.
-                order = [index for index in order if job_at.is_wide(index)]
-                total[0] += len(order)
-            random.Random(job["seed"] * 1000003 + round_index).shuffle(order)
-            for index in order:
-                if not candidates[index].failed:
-                    enter("round {} {}".format(round_index + 1, specs[index]["name"]))
-                    job_at.round(index, round_index)
-                done[0] += 1
-    enter("result")
+        try:
+            job_at.time_all(start, clocks)
+            job_at.energy_all()
+        finally:
+            clocks.restore()
+    job_at.enter("result")
+    records = [candidate.record for candidate in job_at.candidates]
     result = {
-        "format": "edgesdk.job-result", "version": 1, "job": job["id"], "before": before, "after": facts.snapshot(),
-        "candidates": [candidate.record for candidate in candidates],
+        "format": "edgesdk.job-result", "version": 1, "job": job["id"], "before": journal.values["before"],
+        "after": facts.snapshot(), "starts": journal.values["starts"], "ready": journal.values["ready"],
+        "notes": [f"started by {detached}"] * bool(detached) + clocks.notes, "candidates": records,
     }
-    return _write_result(folder, work, result, [name for candidate in candidates for name in candidate.record["raw"]])
+    ended = write_result(folder, work, result, [name for record in records for name in record["raw"]])
+    shutil.rmtree(work, ignore_errors=True)
+    return ended
 
 
 def _check_blobs(state: str, spec: "dict[str, Any]") -> None:
@@ -112,17 +92,41 @@ def _check_blobs(state: str, spec: "dict[str, Any]") -> None:
             raise JobFailed("corrupt", f"blob {name} no longer has its digest")
 
 
-class _Job:
-    """What is done with each candidate, by its number; names of raw files are kept in its record."""
+class _Job(Steps):
+    """The order of the steps, and what the journal knows of them."""
 
     def __init__(
-        self, state: str, work: str, job: "dict[str, Any]", candidates: "list[rounds.Candidate]"
+        self, state: str, folder: str, work: str, job: "dict[str, Any]", journal: Journal,
+        progress: "Callable[[str, int, int], None]",
     ) -> None:
-        self.state = state
-        self.work = work
-        self.job = job
-        self.candidates = candidates
-        self.speeds = [0.0] * len(candidates)
+        super().__init__(state, work, job, journal.values["speeds"])
+        self.folder = folder
+        self.journal = journal
+        self.progress = progress
+        self.total = len(self.specs) * (2 + (job["rounds"] if job["mode"] != "none" else 0))
+        self.done = [0]
+        self.step = "start"
+
+    def tick(self) -> None:
+        """Tell what is being done."""
+        self.progress(self.step, self.done[0], self.total)
+
+    def enter(self, name: str) -> None:
+        """Begin a step."""
+        self.step = name
+        self.tick()
+
+    def lay_out(self) -> None:
+        """Put every candidate under its own names; take over what an earlier start recorded, and end what it left."""
+        for index, spec in enumerate(self.specs):
+            _check_blobs(self.state, spec)
+            artifact = store.lay_out_artifact(self.state, spec["artifact"], spec["files"])
+            folder = os.path.join(self.work, f"c{index}")
+            child.end_leftover(folder)
+            candidate = rounds.Candidate(artifact, spec, folder, self.tick)
+            if self.journal.values["records"]:
+                candidate.record = self.journal.values["records"][index]
+            self.candidates.append(candidate)
 
     def count_all(self, index: int) -> None:
         """Everything of one candidate on an emulated board, where no clock is looked at."""
@@ -130,85 +134,77 @@ class _Job:
         self.evaluate(index)
         for round_index in range(self.job["rounds"]):
             if not self.candidates[index].failed:
-                self.round(index, round_index)
+                self.counted_round(index, round_index)
 
-    def is_wide(self, index: int) -> bool:
-        """Does a candidate that runs need more rounds for the interval that the profile asks for?"""
-        candidate = self.candidates[index]
-        medians = [entry["p50_ns"] for entry in candidate.record["rounds"]]
-        return not candidate.failed and timing.is_wide(medians, float(self.job["profile"]["ci_half_width"]))
-
-    def golden(self, index: int) -> None:
-        """Check the candidate against its golden outputs; on an emulated board against some of them."""
-        candidate = self.candidates[index]
-        n, inputs = candidate.n, candidate.golden_inputs
-        with open(candidate.golden_outputs, "rb") as stream:
-            expected = stream.read()
-        if self.job["mode"] == "counted" and n > EMULATED_GOLDEN_ROWS:
-            rows = [row * n // EMULATED_GOLDEN_ROWS for row in range(EMULATED_GOLDEN_ROWS)]
-            with open(inputs, "rb") as stream:
-                some = blocks.take_rows(stream.read(), candidate.document["inputs"], n, rows)
-            inputs = os.path.join(candidate.work, "golden.bin")
-            store.write_atomic(inputs, some)
-            expected = blocks.take_rows(expected, candidate.document["outputs"], n, rows)
-            n = EMULATED_GOLDEN_ROWS
-        outputs = candidate.outputs(inputs, n, GOLDEN_LIMIT_S, "golden check")
-        if outputs is None:
+    def time_all(self, start: int, clocks: tuning.Tuning) -> None:
+        """Golden checks and evaluations, then all rounds; `start` is the number of this start."""
+        self.start = start
+        timing_wanted = self.job["mode"] == "timed"
+        if timing_wanted and not self.journal.has("ready"):
+            self.enter("look at the board")
+            self.journal.values["ready"] = self._ready()
+            self._finish("ready")
+        for index, spec in enumerate(self.specs):
+            for name, action in (("golden", self.golden), ("evaluate", self.evaluate)):
+                self.enter("{} {}".format(name, spec["name"]))
+                self._once(f"c{index}-{name}", action, index)
+        if not timing_wanted:
             return
-        data, seconds = outputs
-        verdict = blocks.judge(candidate.tolerance, expected, data, candidate.document["outputs"], n)
-        reason = verdict.pop("reason")
-        candidate.record["golden"] = verdict
-        if not verdict["passed"]:
-            candidate.fail("E_ACCURACY", "golden check: " + reason)
-        self.speeds[index] = seconds / max(1, n)
-
-    def evaluate(self, index: int) -> None:
-        """Run the candidate over the evaluation inputs and keep its outputs."""
-        candidate, evaluation = self.candidates[index], self.job["candidates"][index]["evaluation"]
-        if not evaluation or candidate.failed:
+        if self.strict:
+            for candidate in [candidate for candidate in self.candidates if not candidate.failed]:
+                for fault in self.journal.values["ready"]:
+                    candidate.fail(fault["code"], fault["text"])
+        if all(candidate.failed for candidate in self.candidates):
             return
-        inputs = os.path.join(self.state, "blobs", store.digest_name(evaluation["sha256"]))
-        n = int(evaluation["n"])
-        outputs = candidate.outputs(inputs, n, 120 + 3 * self.speeds[index] * n, "evaluation")
-        if outputs is None:
-            return
-        name = f"c{index}-evaluation.bin"
-        store.write_atomic(os.path.join(self.work, name), outputs[0])
-        digest = hashlib.sha256(outputs[0]).hexdigest()
-        candidate.record["evaluation"] = {"n": n, "file": name, "sha256": digest}
-        candidate.record["raw"].append(name)
+        if self.strict:
+            clocks.apply(self.job.get("power_mode"))
+            clocks.guard(os.path.join(self.folder, "lock"))
+        self._rounds()
 
-    def round(self, index: int, round_index: int) -> None:
-        """One round in a fresh process, timed or counted."""
-        candidate, job = self.candidates[index], self.job
-        counted = job["mode"] == "counted"
-        name = "c{}-round{}.{}".format(index, round_index, "jsonl" if counted else "bin")
-        path = os.path.join(self.work, name)
-        try:
-            if counted:
-                # Both counted rounds take the same inputs: they show repeatability.
-                record = candidate.counted(job["seed"], job["counting_plugin"], path, GOLDEN_LIMIT_S)
+    def energy_all(self) -> None:
+        """Energy runs, after everything that is timed: the sampler must not disturb that."""
+        if not self.job.get("energy"):
+            return
+        order = list(range(len(self.candidates)))
+        random.Random(self.job["seed"]).shuffle(order)
+        self.total += len(order)
+        for index in order:
+            self.enter("energy {}".format(self.specs[index]["name"]))
+            if not self.candidates[index].failed:
+                self._once(f"c{index}-energy", self.energy, index)
             else:
-                record = candidate.timed(job["seed"] + round_index, job["profile"], path, self.speeds[index])
-        except rounds.RoundFailed as problem:
-            candidate.fail(problem.code, f"round {round_index}: {problem.reason}")
-            return
-        record.update({"index": round_index, "file": name})
-        candidate.record["rounds"].append(record)
-        candidate.record["raw"].append(name)
+                self.done[0] += 1
 
+    def _rounds(self) -> None:
+        threads = max(int(candidate.document["runtime"].get("threads", 1)) for candidate in self.candidates)
+        timer = timed.Timer(self.job["profile"], threads)
+        least = self.job["rounds"]
+        most = least + self.job["profile"].get("extra_rounds", 0)
+        for round_index in range(most):
+            order = list(range(len(self.candidates)))
+            if round_index >= least:
+                # More rounds, up to the profile's number, for candidates whose interval is still too wide.
+                order = [index for index in order if self.is_wide(index)]
+                self.total += len(order)
+            random.Random(self.job["seed"] * 1000003 + round_index).shuffle(order)
+            for index in order:
+                self.enter("round {} {}".format(round_index + 1, self.specs[index]["name"]))
+                if not self.candidates[index].failed:
+                    self._once(f"c{index}-round{round_index}", self.timed_round, index, round_index, timer)
+                else:
+                    self.done[0] += 1
 
-def _write_result(folder: str, work: str, result: "dict[str, Any]", raw: "list[str]") -> "dict[str, Any]":
-    path = os.path.join(folder, "result.zip")
-    temporary = path + ".part"
-    with open(temporary, "wb") as stream:
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in raw:
-                archive.write(os.path.join(work, name), name)
-            archive.writestr("result.json", json.dumps(result, sort_keys=True, allow_nan=False))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    shutil.rmtree(work, ignore_errors=True)
-    return {"sha256": store.sha256_file(path), "bytes": os.path.getsize(path)}
+    def _once(self, step: str, action: "Callable[..., None]", *arguments: "Any") -> None:
+        """Do a step that the journal does not have."""
+        if not self.journal.has(step):
+            action(*arguments)
+            self._finish(step)
+        self.done[0] += 1
+
+    def _finish(self, step: str) -> None:
+        self.journal.finish(step, [candidate.record for candidate in self.candidates], self.speeds)
+
+    def _ready(self) -> "list[dict[str, str]]":
+        sizes = [sum(os.path.getsize(path) for path in candidate.files()) for candidate in self.candidates]
+        available = facts.snapshot()["mem_available_bytes"]
+        return ready.check_all(self.state, max(sizes), available, self.job["profile"], self.strict, self.tick)

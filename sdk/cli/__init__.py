@@ -56,7 +56,10 @@ def run(arguments: Sequence[str]) -> int:
         print(f"internal error: {type(problem).__name__}: {problem}", file=sys.stderr)
         print("  try: EDGESDK_DEBUG=1 shows where; please report it", file=sys.stderr)
         return 3
-    return result if isinstance(result, int) else 0
+    code = result if isinstance(result, int) else 0
+    if code == 130:  # what typer makes of Ctrl-C inside a command
+        print("cancelled", file=sys.stderr)
+    return code
 
 
 def _usage(problem: TyperException) -> str:

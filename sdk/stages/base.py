@@ -45,6 +45,7 @@ class Outline:
         training: whether there is labelled training data.
         text: whether the data hold their texts and the package a tokenizer, so that rows can be encoded anew.
         sparse_block: (outputs, inputs) of the target's sparse kernels; None where the target is not known.
+        proving: rows that can prove a promise: those held out, else half of the validation data; None: not known.
     """
 
     spec: TransformerSpec
@@ -53,6 +54,7 @@ class Outline:
     training: bool
     text: bool = False
     sparse_block: tuple[int, int] | None = None
+    proving: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,15 @@ class Context:
     def outline(self, package: Package) -> Outline:
         """The outline of an existing package in this context."""
         text = bool(package.preprocess) and self.calibration.texts is not None
-        return outline_of(package, self.training, text, self.sparse_block)
+        outline = outline_of(package, self.training, text, self.sparse_block)
+        held = self.held_out
+        return dataclasses.replace(outline, proving=len(self.validation) // 2 if held is None else len(held))
+
+    @property
+    def held_out(self) -> Dataset | None:
+        """`holdout` where it is another set than `validation`."""
+        holdout = self.holdout
+        return None if holdout is None or holdout.digest == self.validation.digest else holdout
 
     def encoded_for(self, package: Package) -> Context:
         """The same context with every row encoded by the tokenizer of `package`."""

@@ -47,6 +47,9 @@ class ExitThresholdsOptions(Options):
     thresholds: Literal["common", "separate"] = "separate"
     criterion: Criterion | None = None
 
+MORE_ROWS = "give more --train-data (a tenth of it is held out), or raise risk or delta"
+HINT = f"{MORE_ROWS}, or train the exits for longer"
+
 
 class ExitThresholds(Stage):
     """Thresholds of exits, proven on held-out rows."""
@@ -61,9 +64,19 @@ class ExitThresholds(Stage):
         return False
 
     def requires(self, outline: Outline) -> list[str]:
-        if any(layer.exit is not None for layer in outline.spec.layers):
-            return []
-        return ["the model has no exits; put exit.early before it"]
+        reasons = []
+        if all(layer.exit is None for layer in outline.spec.layers):
+            reasons.append("the model has no exits; put exit.early before it")
+        if outline.proving is not None and outline.proving < rows_needed(self.options.risk, self.options.delta):
+            reasons.append(f"{self._too_few(outline.proving)}; {MORE_ROWS}")
+        return reasons
+
+    def _too_few(self, rows: int) -> str:
+        needed = rows_needed(self.options.risk, self.options.delta)
+        return f"{self._promise()} takes {needed} held-out rows even if none of them is lost; there are {rows}"
+
+    def _promise(self) -> str:
+        return f"a risk of at most {self.options.risk:g} with confidence {1 - self.options.delta:g}"
 
     def ensures(self, outline: Outline) -> Outline:
         """An estimate: exits that leave as one with nothing to lose would."""
@@ -78,7 +91,7 @@ class ExitThresholds(Stage):
     def apply(self, package: Package, context: Context) -> Change:
         options, criterion = self.options, self._criterion(package.spec)
         tuning, held = _tables(package, context, criterion, self.name)
-        held_out = _held_out(context) is not None
+        held_out = context.held_out is not None
         if criterion == "patience":
             path = patience_path(held.doubt.shape[1])
         elif options.thresholds == "common":
@@ -101,33 +114,21 @@ class ExitThresholds(Stage):
 
     def _unproven(self, path: NDArray[np.float64], tuning: ExitTable, held: ExitTable, count: int) -> str:
         """Why no thresholds can be promised, in numbers."""
-        risk, delta = self.options.risk, self.options.delta
-        needed = rows_needed(risk, delta)
-        promise = f"a risk of at most {risk:g} with confidence {1 - delta:g}"
-        if len(held) < needed:
-            return f"{promise} takes {needed} held-out rows even if none of them is lost; there are {len(held)}"
+        if len(held) < rows_needed(self.options.risk, self.options.delta):
+            return self._too_few(len(held))
         leaving = [limits for limits in path if (tuning.leave(limits) < tuning.doubt.shape[1]).any()]
         if not leaving:
             return "no exit lets any row leave"
         worse, better = held.changes(leaving[0])
         return (
-            f"{len(held)} rows do not prove {promise} for any thresholds: the safest that let rows leave lose {worse} "
-            f"right answers and win {better} ({count} of {len(path)} steps were proven)"
+            f"{len(held)} rows do not prove {self._promise()} for any thresholds: the safest that let rows leave lose "
+            f"{worse} right answers and win {better} ({count} of {len(path)} steps were proven)"
         )
-
-
-HINT = "give more held-out rows, raise risk or delta, or train the exits for longer"
-
-
-def _held_out(context: Context) -> Dataset | None:
-    """The rows that neither training nor the path has seen; None where there are none."""
-    holdout = context.holdout
-    return None if holdout is None or holdout.digest == context.validation.digest else holdout
 
 
 def _tables(package: Package, context: Context, criterion: Criterion, what: str) -> tuple[ExitTable, ExitTable]:
     """(rows that choose the path, rows that prove)."""
-    holdout, validation = _held_out(context), context.validation
+    holdout, validation = context.held_out, context.validation
     if holdout is not None:
         return exit_table(package, validation, criterion), exit_table(package, holdout, criterion)
     context.progress(f"{what}: no held-out rows: half of the validation data proves, a weaker promise", 0, 1)

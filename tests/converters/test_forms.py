@@ -211,7 +211,7 @@ def test_exits_of_patches_make_the_work_per_input(tmp_path: Path) -> None:
     assert (artifact.work, artifact.length_input) == ("per_input", None)
 
 
-@pytest.mark.parametrize("module", [tflite, neon])
+@pytest.mark.parametrize("module", [tflite])
 def test_branches_are_refused_with_the_reason(module: object, tmp_path: Path) -> None:
     reasons = module.check(branched("w8a8").package(), board())  # type: ignore[attr-defined]
     assert [reason for reason in reasons if "early exits and gates run as branches of the ONNX artifact" in reason]

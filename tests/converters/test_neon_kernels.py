@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgesdk.converters.front import Encoding
 from edgesdk.converters.neon import reference
 from edgesdk.converters.neon.build import kernel_sources
 from edgesdk.converters.neon.kernel_sets import AARCH64, KERNEL_SETS, KernelSet, host_features
@@ -24,6 +26,7 @@ from edgesdk.converters.neon.packing import (
     round_up,
     unpack_a,
 )
+from edgesdk.converters.neon.specialize import exponent
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.testing.needs import need
 
@@ -136,6 +139,24 @@ int main(int argc, char **argv) {
         edge_add(array[0], array[1], p[0], p[1], result);
         floats = (size_t)p[0] * p[1];
         break;
+#if defined(EDGE_NEON) || defined(EDGE_ISA_SCALAR)
+      case 17: {
+        const int *z = array[3];
+        edge_attention8 heads = {z[0], z[1], z[2], z[3], real, z[4], p[4], p[5], p[6], p[8]};
+        edge_attention_int8(&heads, array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], packed, p[7],
+                            (unsigned char *)scratch);
+        put(packed, (size_t)p[9]);
+        break;
+      }
+#endif
+      case 18: {
+        const float *f = array[3];
+        edge_layernorm_packed(array[0], p[0], p[1], p[2], array[1], array[2], real, p[3] ? result : NULL, f[0], p[4],
+                              packed, p[2]);
+        put(packed, (size_t)p[5]);
+        floats = p[3] ? (size_t)p[0] * p[2] : 0;
+        break;
+      }
       default: return 5;
     }
     put(result, floats * 4);
@@ -376,6 +397,78 @@ def test_attention(driver: Driver) -> None:
             checks.append((stride, width, reference.attention(q, k, v, heads, group, size, scale, causal)))
     for data, (stride, width, expected) in zip(driver.run(), checks, strict=True):
         np.testing.assert_allclose(floats(data, stride, width), expected, rtol=1e-5, atol=5e-6)
+
+
+def test_integer_attention_is_bit_exact(driver: Driver) -> None:
+    """Sizes around the tiles, fewer keys than queries, shared heads, zero points, flat and sharp distributions."""
+    rng, kernels, checks = np.random.default_rng(8), driver.kernels, []
+    if not kernels.integer_attention:
+        pytest.skip("this kernel set attends in floats")
+    cases = [
+        (1, 1, 1, 1, 16), (3, 3, 2, 1, 16), (8, 8, 2, 2, 32), (9, 9, 3, 1, 48), (17, 17, 4, 2, 16), (17, 5, 2, 1, 32),
+        (33, 31, 1, 1, 64), (16, 37, 2, 1, 32),
+    ]
+    for index, (queries, keys, heads, group, size) in enumerate(cases):
+        width, shared = heads * size, heads // group * size
+        q = rng.integers(-128, 128, (queries, width)).astype(np.int8)
+        k, v = (rng.integers(-128, 128, (keys, shared)).astype(np.int8) for _ in range(2))
+        q[0], k[0], v[-1] = -128, -128, 127
+        zeros = [(0, 0), (-128, 127), (127, -128), (5, -9)][index % 4]
+        factor = [1e-6, 3e-5, 5e-4, 0.004, 0.2][index % 5]
+        query, key = Encoding(factor, zeros[0]), Encoding(1 / math.log2(math.e), 3)
+        softmax = exponent(query, key, 1.0)
+        assert softmax is not None
+        for causal in (False, True):
+            numbers = [round_up(width, ALIGN), round_up(shared, ALIGN), queries, keys, heads, group, size]
+            numbers += [round_up(width, ALIGN), int(causal), round_up(queries, ROWS) * round_up(width, ALIGN)]
+            extra = np.array([*zeros, *softmax, -3], np.int32)
+            arrays = [*(pack_a(part, kernels) for part in (q, k, v)), extra]
+            driver.call(17, numbers, arrays, numbers[9], real=0.3)
+            wanted = reference.attention_int8(q, k, v, zeros, softmax, 0.3, -3, heads, group, size, causal)
+            checks.append((queries, width, wanted))
+    for data, (queries, width, expected) in zip(driver.run(), checks, strict=True):
+        np.testing.assert_array_equal(unpack_a(np.frombuffer(data, np.int8), queries, width, kernels), expected)
+
+
+def test_integer_attention_is_attention() -> None:
+    """The integer softmax against float64, for scores of an ordinary and of a very sharp distribution."""
+    rng = np.random.default_rng(9)
+    for scale, least in ((0.04, 40.0), (0.4, 30.0)):
+        q, k, v = (rng.integers(-128, 128, (40, 32)).astype(np.int8) for _ in range(3))
+        query, key, value = Encoding(scale, 7), Encoding(0.02, -11), Encoding(0.03, 4)
+        softmax = exponent(query, key, 32**-0.5)
+        assert softmax is not None
+        found = reference.attention_int8(q, k, v, (7, 4), softmax, 0.03 / 0.02, 0, 1, 1, 32) * 0.02
+        pairs = ((q, query), (k, key), (v, value))
+        left, middle, right = (((x.astype(np.float32) - e.zero_point) * np.float32(e.scale)) for x, e in pairs)
+        expected = reference.attention(left, middle, right, 1, 1, 32, 32**-0.5)
+        expected = np.clip(expected, -128 * 0.02, 127 * 0.02)
+        noise = np.square(found - expected).sum()
+        assert 10 * np.log10(np.square(expected).sum() / noise) >= least
+
+
+def test_layernorm_into_packed(driver: Driver) -> None:
+    """The floats are those of LayerNorm; the integers are exactly their quantization."""
+    rng, kernels, checks = np.random.default_rng(10), driver.kernels, []
+    for m, n in [(1, 1), (2, 3), (3, 15), (4, 16), (5, 17), (9, 64), (13, 97), (2, 384)]:
+        x = (rng.standard_normal((m, n)) * 3 + 20).astype(np.float32)
+        weight, bias = rng.standard_normal(n).astype(np.float32), rng.standard_normal(n).astype(np.float32)
+        stride = round_up(n, ALIGN)
+        size = round_up(m, ROWS) * stride
+        for kept in (1, 0):
+            arrays = [rows_of(x), weight, bias, np.array([40.0], np.float32)]
+            driver.call(18, [m, n, stride, kept, -5, size], arrays, size + kept * m * stride * 4, real=1e-5)
+            checks.append((m, n, size, kept, reference.layernorm(x, weight, bias, 1e-5)))
+    before = None
+    for data, (m, n, size, kept, expected) in zip(driver.run(), checks, strict=True):
+        integers = unpack_a(np.frombuffer(data[:size], np.int8), m, n, kernels)
+        if kept:
+            made = floats(data[size:], round_up(n, ALIGN), n)
+            np.testing.assert_allclose(made, expected, rtol=1e-5, atol=2e-5)
+            np.testing.assert_array_equal(integers, reference.quantize(made, 40.0, -5))
+            before = integers
+        else:
+            np.testing.assert_array_equal(integers, before)
 
 
 def test_rows(driver: Driver) -> None:

@@ -250,5 +250,7 @@ def test_plain_text_is_printable_and_otherwise_the_same(text: str) -> None:
 def test_checks_keep_every_fact_that_the_worker_collects() -> None:
     """A fact that is added to the worker must be added to the check, or it would be dropped."""
     found = facts.collect()
-    assert answers.check(answers.Facts, found, "here") == found
+    checked = answers.check(answers.Facts, found, "here")
+    assert {**checked, "power": {**checked["power"], **found["power"]}} == checked
+    assert {**checked, "power": None} == {**found, "power": None}
     assert set(answers.Snapshot.model_fields) == set(facts.snapshot())

@@ -23,6 +23,7 @@ from edgesdk.harness.board import Board
 from edgesdk.harness.deploy import deploy
 from edgesdk.harness.facts import ask_worker, deploy_worker
 from edgesdk.harness.job import job_identity, read_result
+from edgesdk.harness.leases import Leases
 from edgesdk.harness.local import LocalTransport
 from edgesdk.harness.measure import load_profile, measure
 from edgesdk.harness.session import Session
@@ -44,8 +45,9 @@ measure(HOST, load_target("host"), [Path(sys.argv[1])], evaluation=None, profile
 """
 
 
-def test_killed_harness_adopts_its_job(host: Board, target: Target, tmp_path: Path) -> None:
-    """kill -9 of the harness in the middle: a new one finds the job, collects it, and nothing was run twice."""
+def test_fault_14_killed_harness(host: Board, target: Target, tmp_path: Path) -> None:
+    """kill -9 of the harness in the middle: a new one takes the lease (its holder is dead), finds the job, collects it,
+    and nothing was run twice."""
     trace = tmp_path / "trace"
     folder = runner_artifact(tmp_path / "a", runner(TRACE.format(path=trace, sleep=1)))
     argv = [sys.executable, "-c", HARNESS, str(folder), str(tmp_path / "work")]
@@ -56,6 +58,7 @@ def test_killed_harness_adopts_its_job(host: Board, target: Target, tmp_path: Pa
         time.sleep(0.02)
     harness.kill()
     harness.wait()
+    assert Leases().holder(host).owner is not None
     known = json.loads((tmp_path / "work/job.json").read_bytes())["id"]
     (document,) = measure(
         host, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work",
@@ -116,7 +119,7 @@ def test_board_is_held_by_one_job(host: Board, target: Target, tmp_path: Path, m
             measure(host, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work")
 
 
-def test_wrong_bytes_three_times(host: Board, tmp_path: Path) -> None:
+def test_fault_06_wrong_bytes(host: Board, tmp_path: Path) -> None:
     """A line that changes bytes: `Corrupt` after three tries, and nothing under the final name."""
 
     class Garbling(LocalTransport):
@@ -130,8 +133,9 @@ def test_wrong_bytes_three_times(host: Board, tmp_path: Path) -> None:
 
     name = sha256_bytes(b"right")
     (tmp_path / "right").write_bytes(b"right")
-    with Session(host, connect=lambda board: Garbling()) as session, pytest.raises(Corrupt, match="3 times"):
-        deploy(session, {name: tmp_path / "right"})
+    with Session(host, connect=lambda board: Garbling()) as session:
+        with pytest.raises(Corrupt, match="3 times .E_UPLOAD_CORRUPT"):
+            deploy(session, {name: tmp_path / "right"})
     assert Garbling.tries == 3
     assert list((tmp_path / "home/.edgesdk/blobs").iterdir()) == []
 

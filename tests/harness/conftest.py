@@ -28,6 +28,14 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     return dataclasses.replace(HOST, name="host")
 
 
+@pytest.fixture(autouse=True)
+def leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of leases, one for each test."""
+    path = tmp_path / "leases.sqlite"
+    monkeypatch.setenv("EDGESDK_LEASES", str(path))
+    return path
+
+
 @pytest.fixture
 def target() -> Target:
     return load_target("host")

@@ -40,7 +40,7 @@ def test_boards_are_read(path: Path) -> None:
     farm = load_farm(path)
     assert farm["pi5-desk"] == Board(
         "pi5-desk", "raspberry-pi/5", "192.0.2.17", 22, "edge", path.parent / "keys/edge", path.parent / "known_hosts",
-        "10000000a1b2c3d4", meter=True, tags=("desk", "active-cooler"),
+        "10000000a1b2c3d4", meter=(("kind", "shelly"), ("url", "http://192.0.2.30")), tags=("desk", "active-cooler"),
     )
     assert find_board("raspberry-pi/5", farm) is farm["pi5-desk"]
     assert find_board("host", farm) is farm["host"]
@@ -151,6 +151,6 @@ def test_a_meter_that_is_not_read_is_said_to_be_there() -> None:
     """A configured meter changes the reason, never the value."""
     target = load_target("jetson")
     without = unmeasured_energy(Board("a", target.name, "h"), target, {})
-    found = unmeasured_energy(Board("a", target.name, "h", meter=True), target, {})
-    assert found["reason"] == "a meter is configured, but this release does not read meters yet" != without["reason"]
+    found = unmeasured_energy(Board("a", target.name, "h", meter=(("kind", "shelly"),)), target, {})
+    assert found["reason"] == "a meter is configured, but no energy window was run" != without["reason"]
     assert found["value"] is None and found["provenance"] == "unmeasured"

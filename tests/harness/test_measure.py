@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from harness_artifacts import golden_rows, onnx_artifact, runner, runner_artifact, weights
+from harness_artifacts import describe, golden_rows, onnx_artifact, runner, runner_artifact, weights
 
+from edgesdk.converters.artifact import Tensor, write_artifact
 from edgesdk.errors import ConfigError, MeasureError
 from edgesdk.files import canonical_json
 from edgesdk.harness.board import Board
@@ -51,7 +53,15 @@ def test_onnx_end_to_end(host: Board, target: Target, tmp_path: Path) -> None:
     assert "quick" in first["latency_ms"]["labels"]
     low, high = first["latency_ms"]["ci95"]
     assert low <= first["latency_ms"]["p50"] <= high
-    assert first["peak_rss_bytes"]["value"] > 1 << 20
+    assert first["peak_rss_bytes"]["value"] == first["memory_bytes"]["peak_rss"] > 1 << 20
+    assert 0 < first["memory_bytes"]["pss"] <= first["memory_bytes"]["peak_rss"] and first["memory_bytes"]["anon"] > 0
+    assert first["loading_ms"]["cold_load"] > 0 and first["loading_ms"]["first_inference"] > 0
+    assert first["loading_ms"]["warm_load"] > 0 and first["loading_ms"]["warm_loads"] == 2 * QUICK.warm_loads
+    seen = first["rounds"][0]["environment"]
+    assert seen["probe_before_ns"] > 0 and seen["probe_after_ns"] > 0 and seen["window_s"] == QUICK.window_seconds
+    assert first["protocol"] == QUICK.worker_numbers() and first["exits"] is None
+    assert abs(first["facts"]["clock"]["skew_s"]) < 1 and len(first["facts"]["starts"]) == 1
+    assert any("setsid" in note or "systemd-run" in note for note in first["facts"]["notes"])
     assert first["energy_mj"]["value"] is None and "RAPL" in first["energy_mj"]["reason"]
     assert first["instructions"]["value"] is None
 
@@ -95,6 +105,45 @@ def test_inputs_that_differ_in_work_are_counted_in_greater_number(host: Board, t
     assert document["valid"], document["reasons"]
     assert [entry["count"] for entry in document["rounds"]] == [8, 8]
     assert (document["instructions"]["n"], document["instructions"]["labels"]) == (8, ["few_inputs"])
+
+
+def test_inputs_that_leave_early_are_counted_by_depth(host: Board, target: Target, tmp_path: Path) -> None:
+    """The output `exit` of every evaluation input, and verification counts again."""
+    line = b'open(options.outputs, "wb").write(out.tobytes())'
+    left = b"array.array('q', [2 if row % 4 else 5 for row in range(options.n)])"
+    program = runner().replace(line, b'open(options.outputs, "wb").write(out.tobytes() + ' + left + b".tobytes())")
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "model").write_bytes(program)
+    outputs = (Tensor("logits", "float32", (1, 3)), Tensor("exit", "int64", (1,)))
+    artifact = describe("dynamic", {"name": "neon"}, ["model"], executable="model", outputs=outputs)
+    rows = golden_rows()
+    exits = np.array([2 if row % 4 else 5 for row in range(32)], np.int64)
+    write_artifact(folder, artifact, [rows], [rows @ weights(), exits])
+    (document,) = run(host, target, tmp_path, folder, evaluation=Evaluation([golden_rows(40, seed=1)], 40))
+    assert document["valid"], document["reasons"]
+    assert document["exits"] == {"n": 40, "left": {"2": 30, "5": 10}, "provenance": "measured"}
+    document["exits"]["left"]["2"] = 31
+    where = tmp_path / "work" / document["artifact"]
+    path = where / "changed.json"
+    path.write_bytes(canonical_json(document))
+    with pytest.raises(MeasureError, match="exits is"):
+        verify_measurement(path)
+
+
+def test_board_that_is_not_ready_is_not_timed(
+    host: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile that refuses: outputs are checked, rounds are not run, the fault is the reason."""
+    (tmp_path / "vcgencmd").write_text("#!/bin/sh\necho throttled=0x50005\n")
+    (tmp_path / "vcgencmd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    strict = dataclasses.replace(QUICK, lenient=False)
+    folder = runner_artifact(tmp_path / "a", runner())
+    (document,) = run(host, target, tmp_path, folder, profile=strict)
+    assert document["golden"]["passed"] and not document["rounds"] and not document["valid"]
+    (reason,) = document["reasons"]
+    assert reason.startswith("E_UNDERVOLT: under-voltage now (throttled=0x5)")
 
 
 # A runner whose rounds take 0.1, 0.2, 0.3 ... ms (or 0.1 ms always), by a file that counts them.
@@ -241,6 +290,9 @@ def test_unknown_profile() -> None:
         ("rounds[1].p50_ns", lambda document: document["rounds"][1].update(p50_ns=1)),
         ("rounds[0].codes", lambda document: document["rounds"][0].update(codes=["E_X"])),
         ("peak_rss_bytes.value", lambda document: document["peak_rss_bytes"].update(value=1)),
+        ("loading_ms.cold_load", lambda document: document["loading_ms"].update(cold_load=1.5)),
+        ("memory_bytes.peak_rss", lambda document: document["memory_bytes"].update(peak_rss=1)),
+        ("exits", lambda document: document.update(exits={})),
         ("instructions.value", lambda document: document["instructions"].update(value=1)),
         ("energy_mj.value", lambda document: document["energy_mj"].update(value=0.5)),
         ("valid", lambda document: document.update(valid=False)),

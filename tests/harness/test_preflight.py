@@ -10,9 +10,10 @@ import pytest
 from harness_artifacts import describe
 
 from edgesdk.harness.board import Board
+from edgesdk.harness.elf import elf_machine
 from edgesdk.harness.energy import unmeasured_energy
 from edgesdk.harness.figures import board_codes
-from edgesdk.harness.preflight import elf_machine, new_enough, problems
+from edgesdk.harness.preflight import new_enough, problems
 from edgesdk.targets.target import load_target
 
 BOARD = Board("pi", "raspberry-pi/4", "192.0.2.1")

@@ -280,7 +280,14 @@ def test_round_keeps_only_what_is_known() -> None:
     line = json.dumps({**ROUND, "x": 1, "warmup": {"iterations": 3, "seconds": 1.5, "y": [1]}})[:-1] + ', "z": NaN}'
     found = rounds.parse_round(line.encode())
     assert found["warmup"] == {"iterations": 3, "seconds": 1.5}
-    assert set(found) == {*rounds.ROUND_INTEGERS, "steady", "peak_rss_bytes", "cpu_ns", "warmup"}
+    assert set(found) == {
+        *rounds.ROUND_INTEGERS, "steady", "peak_rss_bytes", "cpu_ns", "warmup", "window_start_ns", "window_end_ns",
+        "major_faults", "memory", "warm_load_ns",
+    }
+    odd = {**ROUND, "memory": {"anon": 5, "pss": -1, "x": 1}, "warm_load_ns": [1, "2"], "major_faults": 0.5}
+    found = rounds.parse_round(json.dumps(odd).encode())
+    assert (found["memory"], found["warm_load_ns"], found["major_faults"]) == ({"anon": 5}, [], None)
+    assert rounds.parse_round(json.dumps({**ROUND, "warm_load_ns": [1, 2]}).encode())["warm_load_ns"] == [1, 2]
     assert rounds.parse_round(json.dumps({**ROUND, "warmup": "no"}).encode())["warmup"] is None
 
 

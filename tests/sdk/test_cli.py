@@ -100,14 +100,9 @@ def test_unknown_goal(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     failed(["build", "--goal", "latency=max 3ms"], capsys, 2, "'latency'", "latency_p")
 
 
-@pytest.mark.parametrize(("target", "goal", "instead"), [
-    ("host", "energy=max 5mJ", "latency_p90"), ("host", "instructions=max 3M", "latency_p90"),
-])
-def test_goal_that_the_board_cannot_answer(
-    clean: Path, capsys: pytest.CaptureFixture[str], target: str, goal: str, instead: str
-) -> None:
+def test_goal_that_the_board_cannot_answer(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 6 before any work, and what could be asked instead."""
-    failed(["build", "--target", target, "--goal", goal], capsys, 6, goal.partition("=")[0], instead)
+    failed(["build", "--target", "host", "--goal", "instructions=max 3M"], capsys, 6, "instructions", "latency_p90")
 
 
 def test_two_recipes_of_one_name(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:

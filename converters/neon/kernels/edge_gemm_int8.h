@@ -20,8 +20,8 @@ typedef struct {
 } edge_int8;
 
 /* The quantized output as a float integer in [-128, 127]. */
-EDGE_INLINE vf edge_requantize(vi acc, vi bias, vf scale, vf zero) {
-  return vf_clamp(vf_round(vf_from_int(acc + bias) * scale) + zero, -128.0f, 127.0f);
+EDGE_INLINE vf edge_requantize(vi acc, vf scale, vf zero) {
+  return vf_clamp(vf_round(vf_from_int(acc) * scale) + zero, -128.0f, 127.0f);
 }
 
 /* Put VW int8 values (columns `column`...) of row `row` into a packed_a buffer. */
@@ -36,6 +36,29 @@ EDGE_INLINE void edge_put_packed(int8_t *packed, int k, int row, int column, vi 
   }
 }
 
+#if defined(EDGE_NEON)
+/* Columns `column` to column + 3 of the MR rows from `row` on (a multiple of MR) into a packed_a buffer:
+ * clamp(integers + zero). */
+EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const vi integers[MR], int16x4_t zero) {
+  int16x8_t both = vcombine_s16(zero, zero);
+  int8_t *panel = packed + (size_t)row * k + (size_t)(column / KR) * MR * KR + column % KR;
+  EDGE_UNROLL for (int i = 0; i < MR; i += 4) {
+    int16x8_t first = vcombine_s16(vqmovn_s32(integers[i]), vqmovn_s32(integers[i + 1]));
+    int16x8_t second = vcombine_s16(vqmovn_s32(integers[i + 2]), vqmovn_s32(integers[i + 3]));
+    int8x16_t bytes = vcombine_s8(vqmovn_s16(vqaddq_s16(first, both)), vqmovn_s16(vqaddq_s16(second, both)));
+    if (KR == 4) {
+      vst1q_s8(panel + i * KR, bytes);
+    } else {
+      int32x4_t words = vreinterpretq_s32_s8(bytes);
+      vst1q_lane_s32((void *)(panel + i * KR), words, 0);
+      vst1q_lane_s32((void *)(panel + (i + 1) * KR), words, 1);
+      vst1q_lane_s32((void *)(panel + (i + 2) * KR), words, 2);
+      vst1q_lane_s32((void *)(panel + (i + 3) * KR), words, 3);
+    }
+  }
+}
+#endif
+
 /* Call TILE(m, n, tile rows) for all tiles of [rows, layer->n]: whole tiles, then the smallest of MR, MR / 2 and 1 rows
  * that covers the rest (a compile-time constant inside of TILE). */
 #define EDGE_FOR_TILES(TILE, ...)                            \
@@ -46,26 +69,28 @@ EDGE_INLINE void edge_put_packed(int8_t *packed, int k, int row, int column, vi 
       else TILE(__VA_ARGS__, m, n, 1);                       \
     }
 
-EDGE_INLINE void edge_products(const edge_int8 *layer, const int8_t *x, int m, int n, const int rows, vi acc[MR][NV]) {
-  edge_tile(x + (size_t)m * layer->k, layer->weights + (size_t)n * layer->k, layer->k / KR, rows, acc);
+EDGE_INLINE void edge_products(const edge_int8 *layer, const int8_t *x, int m, int n, const int rows,
+                               const int32_t *start, vi acc[MR][NV]) {
+  edge_tile(x + (size_t)m * layer->k, layer->weights + (size_t)n * layer->k, layer->k / KR, rows, start, acc);
 }
 
 /* out [rows, stride] = dequantize(requantize(x W + bias)) (+ residual). */
 EDGE_INLINE void edge_tile_to_float(const edge_int8 *layer, const int8_t *x, const float *residual, float *out,
                                     int stride, int m, int n, const int rows) {
   vi acc[MR][NV];
-  edge_products(layer, x, m, n, rows, acc);
+  edge_products(layer, x, m, n, rows, layer->bias + n, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
     int column = n + j * VW;
     if (column >= stride) break;
     int at = layer->varied ? column : j * VW;
-    vi bias = vi_load(layer->bias + column);
     vf scale = vf_load(layer->scale + column);
     vf zero = vf_load(layer->zero + at);
     vf step = vf_load(layer->step + at);
+    vf low = vf_splat(-128.0f) - zero;
+    vf high = vf_splat(127.0f) - zero;
     EDGE_UNROLL for (int i = 0; i < rows; i++) {
       size_t place = (size_t)(m + i) * stride + column;
-      vf value = (edge_requantize(acc[i][j], bias, scale, zero) - zero) * step;
+      vf value = vf_min(vf_max(vf_round(vf_from_int(acc[i][j]) * scale), low), high) * step;
       if (residual) value = value + vf_load(residual + place);
       vf_store(out + place, value);
     }
@@ -81,16 +106,22 @@ EDGE_KERNEL void edge_int8_to_float(const edge_int8 *layer, const int8_t *x, int
 EDGE_INLINE void edge_tile_to_packed(const edge_int8 *layer, const int8_t *x, int8_t *out, int k, int m, int n,
                                      const int rows) {
   vi acc[MR][NV];
-  edge_products(layer, x, m, n, rows, acc);
+  edge_products(layer, x, m, n, rows, layer->bias + n, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
     int column = n + j * VW;
     if (column >= k) break;
     int at = layer->varied ? column : j * VW;
-    vi bias = vi_load(layer->bias + column);
     vf scale = vf_load(layer->scale + column);
     vf zero = vf_load(layer->zero + at);
+#if defined(EDGE_NEON)
+    vi integers[MR];
+    EDGE_UNROLL for (int i = 0; i < rows; i++) integers[i] = vf_to_int(vf_from_int(acc[i][j]) * scale);
+    EDGE_UNROLL for (int i = rows; i < MR; i++) integers[i] = integers[0];
+    edge_put_rows(out, k, m, column, integers, vqmovn_s32(vf_to_int(zero)));
+#else
     EDGE_UNROLL for (int i = 0; i < rows; i++)
-      edge_put_packed(out, k, m + i, column, vf_to_int(edge_requantize(acc[i][j], bias, scale, zero)));
+      edge_put_packed(out, k, m + i, column, vf_to_int(edge_requantize(acc[i][j], scale, zero)));
+#endif
   }
 }
 
@@ -104,7 +135,8 @@ EDGE_INLINE void edge_tile_dynamic(const edge_int8 *layer, const int8_t *x, cons
                                    const int32_t *row_zero, const float *residual, float *out, int stride, int m, int n,
                                    const int rows) {
   vi acc[MR][NV];
-  edge_products(layer, x, m, n, rows, acc);
+  static const int32_t zeros[NR];
+  edge_products(layer, x, m, n, rows, zeros, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
     int column = n + j * VW;
     if (column >= stride) break;
@@ -126,13 +158,40 @@ EDGE_KERNEL void edge_int8_dynamic(const edge_int8 *layer, const int8_t *x, cons
   EDGE_FOR_TILES(edge_tile_dynamic, layer, x, row_scale, row_zero, residual, out, stride)
 }
 
+/* clamp(round(value) + zero) of the 16 (or VW) columns from `column` on of one row into a packed_a buffer. */
+EDGE_INLINE void edge_put_row(int8_t *packed, int k, int row, int column, const vf *value, int zero) {
+#if defined(EDGE_NEON)
+  int16x8_t both = vdupq_n_s16((int16_t)zero);
+  int16x8_t first = vcombine_s16(vqmovn_s32(vf_to_int(value[0])), vqmovn_s32(vf_to_int(value[1])));
+  int16x8_t second = vcombine_s16(vqmovn_s32(vf_to_int(value[2])), vqmovn_s32(vf_to_int(value[3])));
+  int8x16_t bytes = vcombine_s8(vqmovn_s16(vqaddq_s16(first, both)), vqmovn_s16(vqaddq_s16(second, both)));
+  int8_t *to = packed + (size_t)(row / MR) * MR * k + (row % MR) * KR + (size_t)column * MR;
+  if (KR == 16) {
+    vst1q_s8(to, bytes);
+  } else {
+    int32x4_t words = vreinterpretq_s32_s8(bytes);
+    vst1q_lane_s32((void *)to, words, 0);
+    vst1q_lane_s32((void *)(to + MR * KR), words, 1);
+    vst1q_lane_s32((void *)(to + 2 * MR * KR), words, 2);
+    vst1q_lane_s32((void *)(to + 3 * MR * KR), words, 3);
+  }
+#else
+  for (int i = 0; i < (VW < 16 ? 16 / VW : 1); i++) {
+    vf integer = vf_clamp(vf_round(value[i]) + vf_splat((float)zero), -128.0f, 127.0f);
+    edge_put_packed(packed, k, row, column + i * VW, vf_to_int(integer));
+  }
+#endif
+}
+
 /* Static quantization of float rows into packed_a: clamp(round(x * inverse) + zero). */
 EDGE_KERNEL void edge_quantize(const float *x, int stride, int rows, int columns, float inverse, float zero,
                                int8_t *out, int k) {
+  enum { GROUP = VW < 16 ? 16 / VW : 1 }; /* rows have whole groups of 16 */
   for (int row = 0; row < rows; row++, x += stride)
-    for (int column = 0; column < columns; column += VW) {
-      vf value = vf_round(vf_load(x + column) * vf_splat(inverse)) + vf_splat(zero);
-      edge_put_packed(out, k, row, column, vf_to_int(vf_clamp(value, -128.0f, 127.0f)));
+    for (int column = 0; column < columns; column += GROUP * VW) {
+      vf value[GROUP];
+      EDGE_UNROLL for (int i = 0; i < GROUP; i++) value[i] = vf_load(x + column + i * VW) * vf_splat(inverse);
+      edge_put_row(out, k, row, column, value, (int)zero);
     }
 }
 
@@ -166,7 +225,7 @@ EDGE_KERNEL void edge_quantize_rows(const float *x, int stride, int rows, int co
 EDGE_KERNEL void edge_table(int8_t *values, size_t count, const uint8_t *table) {
   uint8_t *bytes = (uint8_t *)values;
   size_t at = 0;
-#if defined(EDGE_ISA_BASE) || defined(EDGE_ISA_DOTPROD)
+#if defined(EDGE_NEON)
   uint8x16x4_t quarter[4];
   EDGE_UNROLL for (int i = 0; i < 4; i++) quarter[i] = vld1q_u8_x4(table + 64 * i);
   for (; at + 16 <= count; at += 16) {

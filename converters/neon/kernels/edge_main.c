@@ -1,15 +1,17 @@
 /* The runner: one static binary that answers, times and counts its own model.
  *
  *   model info
- *   model run   --inputs IN.bin --n N --outputs OUT.bin
+ *   model run   --inputs IN.bin --n N --outputs OUT.bin [--exits EXITS.bin]
  *   model bench --inputs IN.bin --n N --samples SAMPLES.bin [--seed S] [--warmup-iterations I] [--warmup-seconds X]
  *               [--max-warmup-seconds C] [--window-seconds W] [--min-samples M] [--steady-percent P]
  *   model count --inputs IN.bin --n N
  *
- * IN.bin holds for each input in order a raw little-endian block [n, ...]. Exit codes: 64 usage, 65 a bad input file,
+ * Every command but `info` takes --threads T (default 1). OUT.bin gets the first output; EXITS.bin gets the second one
+ * of a model with exits: int64 [n], the layer after which each input left. IN.bin holds for each input in order a raw little-endian block [n, ...]. Exit codes: 64 usage, 65 a bad input file,
  * 70 anything else. */
 #define _GNU_SOURCE
 #include "edge_model.h"
+#include "edge_pool.h"
 
 #include <errno.h>
 #include <math.h>
@@ -23,14 +25,16 @@ enum { USAGE = 64, BAD_INPUT = 65, INTERNAL = 70, BLOCK = 10, MARKER = 0x4544474
 static const int64_t SHORT_NS = 1000000; /* samples are at least this long */
 
 typedef struct {
-  const char *inputs, *outputs, *samples;
-  long n, seed, warmup_iterations, min_samples;
+  const char *inputs, *outputs, *samples, *exits;
+  long n, threads, seed, warmup_iterations, min_samples;
   double warmup_seconds, max_warmup_seconds, window_seconds, steady_percent;
 } options;
 
 static char *rows;     /* the whole input file */
 static char *answers;  /* outputs of one row, or of all rows in `run` */
 static size_t row_bytes[MOST_TENSORS], answer_bytes[MOST_TENSORS];
+static edge_pool pool;
+static edge_call model;
 
 static _Noreturn void fail(int code, const char *what, const char *detail) {
   fprintf(stderr, "model: %s%s%s\n", what, detail ? ": " : "", detail ? detail : "");
@@ -67,7 +71,7 @@ static double seconds(const char *text, const char *key) {
 }
 
 static options parse(int count, char **words) {
-  options o = {.n = -1, .warmup_iterations = 20, .min_samples = 100, .warmup_seconds = 0.5, .max_warmup_seconds = 10,
+  options o = {.n = -1, .threads = 1, .warmup_iterations = 20, .min_samples = 100, .warmup_seconds = 0.5, .max_warmup_seconds = 10,
                .window_seconds = 1, .steady_percent = 5};
   for (int at = 0; at < count; at += 2) {
     const char *key = words[at];
@@ -76,6 +80,8 @@ static options parse(int count, char **words) {
     if (!strcmp(key, "--inputs")) o.inputs = value;
     else if (!strcmp(key, "--outputs")) o.outputs = value;
     else if (!strcmp(key, "--samples")) o.samples = value;
+    else if (!strcmp(key, "--exits")) o.exits = value;
+    else if (!strcmp(key, "--threads")) o.threads = whole(value, key);
     else if (!strcmp(key, "--n")) o.n = whole(value, key);
     else if (!strcmp(key, "--seed")) o.seed = whole(value, key);
     else if (!strcmp(key, "--warmup-iterations")) o.warmup_iterations = whole(value, key);
@@ -86,6 +92,7 @@ static options parse(int count, char **words) {
     else if (!strcmp(key, "--steady-percent")) o.steady_percent = seconds(value, key);
     else fail(USAGE, "unknown option", key);
   }
+  if (o.threads < 1 || o.threads > EDGE_MOST_THREADS) fail(USAGE, "--threads must be 1 to 16", NULL);
   if (!o.inputs || o.n < 1) fail(USAGE, "--inputs IN.bin and --n N (at least 1) are needed", NULL);
   return o;
 }
@@ -97,6 +104,23 @@ static void row_of(const options *o, long index, const void *inputs[]) {
     inputs[i] = block + (size_t)index * row_bytes[i];
     block += (size_t)o->n * row_bytes[i];
   }
+}
+
+/* The tokens of row `index`, by its attention_mask: 0 where the model has none; -1 and `problem` where it is bad. */
+static int length_of(const void *const inputs[], const char **problem) {
+  const int64_t *mask = NULL;
+  int length = 0;
+  for (int i = 0; i < edge_model_inputs; i++)
+    if (!strcmp(edge_model_input[i].name, "attention_mask")) mask = inputs[i];
+  if (!mask) return 0;
+  for (int at = 0; at < edge_model_sequence; at++) {
+    if (mask[at] != 0 && mask[at] != 1) *problem = "attention_mask holds something else than 0 and 1";
+    else if (at && mask[at] > mask[at - 1]) *problem = "attention_mask has padding in front of a token";
+    else length += (int)mask[at];
+    if (*problem) return -1;
+  }
+  if (!length) *problem = "attention_mask masks everything";
+  return length;
 }
 
 static void read_inputs(const options *o) {
@@ -119,7 +143,8 @@ static void read_inputs(const options *o) {
   for (long index = 0; index < o->n; index++) {
     const void *inputs[MOST_TENSORS];
     row_of(o, index, inputs);
-    const char *problem = edge_model_check(inputs);
+    const char *problem = edge_model_check(inputs, edge_model_sequence);
+    if (!problem) length_of(inputs, &problem);
     if (problem) {
       char text[160];
       snprintf(text, sizeof text, "row %ld: %s", index, problem);
@@ -130,11 +155,14 @@ static void read_inputs(const options *o) {
 
 static void infer(const options *o, long index) {
   const void *inputs[MOST_TENSORS];
+  const char *problem = NULL;
   void *outputs[MOST_TENSORS];
   size_t at = 0;
   row_of(o, index, inputs);
   for (int i = 0; i < edge_model_outputs; at += answer_bytes[i++]) outputs[i] = answers + at;
-  edge_model_run(inputs, outputs);
+  model.length = length_of(inputs, &problem); /* that it is right was checked when it was read */
+  model.rows = edge_model_padding ? edge_model_sequence : model.length;
+  edge_model_run(&model, inputs, outputs);
 }
 
 static void write_file(const char *path, const void *data, size_t bytes) {
@@ -145,19 +173,18 @@ static void write_file(const char *path, const void *data, size_t bytes) {
 
 static void run(const options *o) {
   if (!o->outputs) fail(USAGE, "--outputs OUT.bin is needed", NULL);
-  size_t one = 0;
-  for (int i = 0; i < edge_model_outputs; i++) one += answer_bytes[i];
-  char *blocks = allocate(one * (size_t)o->n);
-  for (long index = 0; index < o->n; index++) {
-    infer(o, index);
-    size_t from = 0, to = 0;
-    for (int i = 0; i < edge_model_outputs; i++) {
-      memcpy(blocks + to + (size_t)index * answer_bytes[i], answers + from, answer_bytes[i]);
-      from += answer_bytes[i];
-      to += (size_t)o->n * answer_bytes[i];
-    }
+  if (o->exits && edge_model_outputs < 2) fail(USAGE, "--exits: this model has no exits", NULL);
+  const size_t first = answer_bytes[0], second = o->exits ? answer_bytes[1] : 0, n = (size_t)o->n;
+  char *blocks = allocate(first * n), *exits = allocate(second * n);
+  for (size_t index = 0; index < n; index++) {
+    infer(o, (long)index);
+    memcpy(blocks + index * first, answers, first);
+    memcpy(exits + index * second, answers + first, second);
   }
-  write_file(o->outputs, blocks, one * (size_t)o->n);
+  write_file(o->outputs, blocks, first * n);
+  if (o->exits) write_file(o->exits, exits, second * n);
+  free(blocks);
+  free(exits);
 }
 
 static int ascending(const void *a, const void *b) {
@@ -234,21 +261,27 @@ static void bench(const options *o, int64_t cold_load) {
   size_t recent = warmed < 2 * BLOCK ? warmed : 2 * BLOCK;
   double typical = fmax(1.0, median(warm + warmed - recent, recent));
   long batch = typical >= SHORT_NS ? 1 : (long)ceil(SHORT_NS / typical);
-  int64_t cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID), window = now();
+  for (int i = 0; i < edge_model_branches; i++) model.taken[i] = 0;
+  int64_t cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID), window = now(), window_end;
   for (;;) {
     int64_t before = now();
     for (long i = 0; i < batch; i++) infer(o, order[position++ % (size_t)o->n]);
-    int64_t after = now();
-    append(&samples, &count, after - before);
-    if (after - window >= o->window_seconds * 1e9 && count >= (size_t)o->min_samples) break;
+    window_end = now();
+    append(&samples, &count, window_end - before);
+    if (window_end - window >= o->window_seconds * 1e9 && count >= (size_t)o->min_samples) break;
   }
   cpu = now_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu;
   write_file(o->samples, samples, count * sizeof *samples);
   printf("{\"format\":\"edgesdk.round\",\"version\":1,\"count\":%zu,\"batch\":%ld,\"p50_ns\":%.0f,"
          "\"cold_load_ns\":%lld,\"first_inference_ns\":%lld,\"warmup\":{\"iterations\":%zu,\"seconds\":%.6f},"
-         "\"steady\":%s,\"peak_rss_bytes\":%ld,\"cpu_ns\":%lld}\n",
+         "\"steady\":%s,\"peak_rss_bytes\":%ld,\"cpu_ns\":%lld,\"window_start_ns\":%lld,\"window_end_ns\":%lld",
          count, batch, median(samples, count) / (double)batch, (long long)cold_load, (long long)warm[0], warmed,
-         (double)elapsed * 1e-9, steady ? "true" : "false", peak_rss_bytes(), (long long)cpu);
+         (double)elapsed * 1e-9, steady ? "true" : "false", peak_rss_bytes(), (long long)cpu, (long long)window,
+         (long long)window_end);
+  printf(",\"threads\":%ld,\"branches\":{", o->threads); /* how often each exit was taken and each gate let a layer run */
+  for (int i = 0; i < edge_model_branches; i++)
+    printf("%s\"%s\":%lld", i ? "," : "", edge_model_branch[i], (long long)model.taken[i]);
+  printf("}}\n");
 }
 
 /* Instruction counters watch for these two calls; the kernel refuses them, which costs one system call. */
@@ -292,6 +325,13 @@ int main(int argc, char **argv) {
   size_t one = 0;
   for (int i = 0; i < edge_model_outputs; i++) one += answer_bytes[i] = edge_model_output[i].bytes;
   answers = allocate(one);
+  model.arena = edge_model_arena;
+  model.taken = allocate((size_t)edge_model_branches * sizeof *model.taken);
+  if (o.threads > 1) {
+    model.scratch = aligned_alloc(64, edge_model_scratch_bytes * (size_t)o.threads + 64);
+    if (!model.scratch || edge_pool_start(&pool, (int)o.threads)) fail(INTERNAL, "the threads cannot be started", NULL);
+    model.pool = &pool;
+  }
   int64_t cold_load = now() - started; /* there is nothing else to load: weights are pages of this file */
   read_inputs(&o);
   if (running) run(&o);

@@ -1,23 +1,69 @@
 /* Row-wise float kernels: embedding, patches, LayerNorm, pooling. Rows of `stride` floats, `width` of them used. */
 #pragma once
 
+/* Mean and 1 / deviation of a row, in two passes with four sums each. */
+EDGE_INLINE void edge_statistics(const float *x, int width, float epsilon, float *mean, float *inverse) {
+  vf total[4], square[4];
+  EDGE_UNROLL for (int i = 0; i < 4; i++) total[i] = square[i] = vf_splat(0.0f);
+  int at = 0;
+  for (; at + 4 * VW <= width; at += 4 * VW)
+    EDGE_UNROLL for (int i = 0; i < 4; i++) total[i] = total[i] + vf_load(x + at + i * VW);
+  for (; at < width; at += VW) total[0] = total[0] + vf_load_upto(x + at, width - at, 0.0f);
+  *mean = vf_sum((total[0] + total[1]) + (total[2] + total[3])) / (float)width;
+  const vf middle = vf_splat(*mean);
+  for (at = 0; at + 4 * VW <= width; at += 4 * VW)
+    EDGE_UNROLL for (int i = 0; i < 4; i++) {
+      vf apart = vf_load(x + at + i * VW) - middle;
+      square[i] = vf_fma(apart, apart, square[i]);
+    }
+  for (; at < width; at += VW) {
+    vf apart = vf_load_upto(x + at, width - at, *mean) - middle;
+    square[0] = vf_fma(apart, apart, square[0]);
+  }
+  float sum = vf_sum((square[0] + square[1]) + (square[2] + square[3]));
+  *inverse = 1.0f / sqrtf(sum / (float)width + epsilon);
+}
+
+EDGE_INLINE vf edge_normal(const float *x, vf mean, vf inverse, const float *weight, const float *bias, int left) {
+  return vf_fma((vf_load(x) - mean) * inverse, vf_load_upto(weight, left, 0.0f), vf_load_upto(bias, left, 0.0f));
+}
+
 EDGE_KERNEL void edge_layernorm(const float *x, int rows, int width, int stride, const float *weight, const float *bias,
                                 float epsilon, float *out) {
   for (int row = 0; row < rows; row++, x += stride, out += stride) {
-    vf total = vf_splat(0.0f);
-    for (int at = 0; at < width; at += VW) total = total + vf_load_upto(x + at, width - at, 0.0f);
-    float mean = vf_sum(total) / (float)width;
-    vf square = vf_splat(0.0f);
-    for (int at = 0; at < width; at += VW) {
-      vf apart = vf_load_upto(x + at, width - at, mean) - vf_splat(mean);
-      square = vf_fma(apart, apart, square);
+    float mean, inverse;
+    edge_statistics(x, width, epsilon, &mean, &inverse);
+    for (int at = 0; at < width; at += VW)
+      vf_store(out + at, edge_normal(x + at, vf_splat(mean), vf_splat(inverse), weight + at, bias + at, width - at));
+  }
+}
+
+/* LayerNorm into packed_a, quantized as edge_quantize does; also into `out` unless it is NULL. */
+EDGE_KERNEL void edge_layernorm_packed(const float *x, int rows, int width, int stride, const float *weight,
+                                       const float *bias, float epsilon, float *out, float scale, int zero,
+                                       int8_t *packed, int k) {
+  enum { GROUP = VW < 16 ? 16 / VW : 1 }; /* vectors of 16 columns */
+  for (int row = 0; row < rows; row++, x += stride) {
+    float mean, inverse;
+    edge_statistics(x, width, epsilon, &mean, &inverse);
+    const vf middle = vf_splat(mean), factor = vf_splat(inverse);
+    int at = 0;
+    for (; at + GROUP * VW <= width; at += GROUP * VW) {
+      vf value[GROUP];
+      EDGE_UNROLL for (int i = 0; i < GROUP; i++) {
+        int column = at + i * VW;
+        value[i] = (vf_load(x + column) - middle) * factor;
+        value[i] = vf_fma(value[i], vf_load(weight + column), vf_load(bias + column));
+        if (out) vf_store(out + (size_t)row * stride + column, value[i]);
+        value[i] = value[i] * vf_splat(scale);
+      }
+      edge_put_row(packed, k, row, at, value, zero);
     }
-    float inverse = 1.0f / sqrtf(vf_sum(square) / (float)width + epsilon);
-    for (int at = 0; at < width; at += VW) {
-      vf value = (vf_load(x + at) - vf_splat(mean)) * vf_splat(inverse);
-      int left = width - at;
-      value = vf_fma(value, vf_load_upto(weight + at, left, 0.0f), vf_load_upto(bias + at, left, 0.0f));
-      vf_store(out + at, value);
+    for (; at < width; at += VW) {
+      vf value = edge_normal(x + at, middle, factor, weight + at, bias + at, width - at);
+      if (out) vf_store(out + (size_t)row * stride + at, value);
+      value = vf_clamp(vf_round(value * vf_splat(scale)) + vf_splat((float)zero), -128.0f, 127.0f);
+      edge_put_packed(packed, k, row, at, vf_to_int(value));
     }
   }
 }

@@ -2,12 +2,13 @@
  * in blocks first, so that each pair is one broadcast load. */
 #pragma once
 enum { MR = 4, NR = 16, KR = 2, FLIP = 0 };
-EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, vi acc[MR][NR / VW]) {
+EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
+                           vi acc[MR][NR / VW]) {
   enum { BLOCK = 32 }; /* steps; K is a multiple of 16, so steps are one of 8 */
   _Alignas(32) int32_t pairs[BLOCK][MR];
   __m256i sum[4][2];
   EDGE_UNROLL for (int i = 0; i < rows; i++)
-    EDGE_UNROLL for (int j = 0; j < 2; j++) sum[i][j] = _mm256_setzero_si256();
+    EDGE_UNROLL for (int j = 0; j < 2; j++) sum[i][j] = (__m256i)vi_load(start + j * VW);
   for (int done = 0; done < steps; done += BLOCK) {
     int count = steps - done < BLOCK ? steps - done : BLOCK;
     for (int step = 0; step < count; step += 2, a += 16)

@@ -2,10 +2,11 @@
  * bias holds -128 * sum(weights). */
 #pragma once
 enum { MR = 8, NR = 32, KR = 4, FLIP = 0x80 };
-EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, vi acc[MR][NR / VW]) {
+EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
+                           vi acc[MR][NR / VW]) {
   __m512i sum[8][2];
   EDGE_UNROLL for (int i = 0; i < rows; i++)
-    EDGE_UNROLL for (int j = 0; j < 2; j++) sum[i][j] = _mm512_setzero_si512();
+    EDGE_UNROLL for (int j = 0; j < 2; j++) sum[i][j] = (__m512i)vi_load(start + j * VW);
   for (; steps; steps--, a += 32, b += 128) {
     __m512i column[2];
     EDGE_UNROLL for (int j = 0; j < 2; j++) column[j] = _mm512_loadu_si512(b + 64 * j);

@@ -1,10 +1,25 @@
 /* Reference tile: 4 x 4, one product at a time. */
 #pragma once
 enum { MR = 4, NR = 4, KR = 1, FLIP = 0 };
-EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, vi acc[MR][NR / VW]) {
+EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
+                           vi acc[MR][NR / VW]) {
   for (int i = 0; i < rows; i++)
-    for (int j = 0; j < NR; j++) acc[i][j] = 0;
+    for (int j = 0; j < NR; j++) acc[i][j] = start[j];
   for (int k = 0; k < steps; k++, a += MR, b += NR)
     for (int i = 0; i < rows; i++)
       for (int j = 0; j < NR; j++) acc[i][j] += a[i] * b[j];
+}
+
+EDGE_INLINE void edge_tile_scores(const int8_t *a, const int8_t *b, int steps, const int32_t *start,
+                                  vi acc[MR][MR / VW]) {
+  edge_tile(a, b, steps, MR, start, acc);
+}
+
+EDGE_INLINE void edge_tile_values(const uint8_t *a, const uint8_t *b, int steps, const int32_t *start,
+                                  vi acc[MR][MR / VW]) {
+  for (int i = 0; i < MR; i++)
+    for (int j = 0; j < MR; j++) acc[i][j] = start[i];
+  for (int k = 0; k < steps; k++, a += MR, b += MR)
+    for (int i = 0; i < MR; i++)
+      for (int j = 0; j < MR; j++) acc[i][j] += a[i] * b[j];
 }

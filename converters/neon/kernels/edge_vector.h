@@ -11,6 +11,10 @@
 #define EDGE_UNROLL _Pragma("GCC unroll 64")
 
 #if defined(EDGE_ISA_BASE) || defined(EDGE_ISA_DOTPROD)
+#define EDGE_NEON 1
+#endif
+
+#if defined(EDGE_NEON)
 #include <arm_neon.h>
 typedef float32x4_t vf;
 typedef int32x4_t vi;
@@ -31,6 +35,8 @@ EDGE_INLINE float vf_hmax(vf a) { return vmaxvq_f32(a); }
 EDGE_INLINE float vf_hmin(vf a) { return vminvq_f32(a); }
 EDGE_INLINE vi vi_load(const int32_t *p) { return vld1q_s32(p); }
 EDGE_INLINE vi vi_splat(int32_t x) { return vdupq_n_s32(x); }
+EDGE_INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
+EDGE_INLINE int32_t vi_hmax(vi a) { return vmaxvq_s32(a); }
 EDGE_INLINE vf vf_scale2(vf p, vi n) {
   return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(n, 23)));
 }
@@ -140,6 +146,8 @@ EDGE_INLINE float vf_hmax(vf a) { return a; }
 EDGE_INLINE float vf_hmin(vf a) { return a; }
 EDGE_INLINE vi vi_load(const int32_t *p) { return *p; }
 EDGE_INLINE vi vi_splat(int32_t x) { return x; }
+EDGE_INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
+EDGE_INLINE int32_t vi_hmax(vi a) { return a; }
 EDGE_INLINE vf vf_scale2(vf p, vi n) {
   union { float value; uint32_t bits; } word = {p};
   word.bits += (uint32_t)n << 23;

@@ -1,0 +1,177 @@
+"""Figures on this machine: overhead by loopback SSH, upload through a slow link, A/A, what the sampler costs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgesdk.converters import converter
+from edgesdk.demo import package_path
+from edgesdk.files import sha256_bytes
+from edgesdk.harness.board import Board
+from edgesdk.harness.deploy import deploy
+from edgesdk.harness.farm import HOST
+from edgesdk.harness.measure import load_profile, measure
+from edgesdk.harness.noise import noise_floor
+from edgesdk.harness.session import Session
+from edgesdk.package import read_package
+from edgesdk.targets import load_target
+
+TESTS = Path(__file__).parents[1] / "tests" / "harness"
+LINK_BYTES = 12.5e6
+UPLOAD_BYTES = 64 << 20
+AA_RUNS = 10
+CANDIDATES = 4
+OVERHEAD_LIMIT_S = 1.5
+
+
+@contextlib.contextmanager
+def loopback() -> Iterator[tuple[Board, Path]]:
+    """This machine as a board behind a real sshd on a port of 127.0.0.1, and a folder; leases lie in the folder."""
+    sys.path.insert(0, str(TESTS))
+    from harness_sshd import run_sshd
+
+    with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name:
+        folder = Path(name)
+        before = os.environ.get("EDGESDK_LEASES")
+        os.environ["EDGESDK_LEASES"] = str(folder / "leases.sqlite")
+        try:
+            with run_sshd(folder / "sshd", folder / "home") as server:
+                (folder / "known_hosts").write_text(server.known_hosts_line())
+                yield server.board(folder / "known_hosts"), folder
+        finally:
+            if before is None:
+                del os.environ["EDGESDK_LEASES"]
+            else:
+                os.environ["EDGESDK_LEASES"] = before
+
+
+def demo_artifact(folder: Path, kind: str = "neon") -> Path:
+    """The demo model as an fp32 artifact for this machine."""
+    folder.mkdir(parents=True)
+    converter(kind).convert(read_package(package_path()), load_target("host"), folder)
+    return folder
+
+
+@contextlib.contextmanager
+def slow_link(port: int) -> Iterator[int]:
+    """The port of a fault proxy of 100 Mbit/s, in a process of its own: a link takes no time of the harness."""
+    program = (
+        "import sys, edgesdk.harness.emulate.proxy as p\n"
+        f"with p.FaultProxy({port}, faults=p.Faults(bytes_per_s={LINK_BYTES})) as proxy:\n"
+        "    print(proxy.port, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as link:
+        assert link.stdout is not None and link.stdin is not None
+        try:
+            yield int(link.stdout.readline())
+        finally:
+            link.stdin.close()
+            link.wait(20)
+
+
+def upload(names: list[str]) -> dict[str, Any]:
+    """A file of 64 MiB of noise through a proxy of 100 Mbit/s, hashed on the board, as `deploy` sends it."""
+    with loopback() as (board, folder):
+        data = os.urandom(UPLOAD_BYTES)
+        (folder / "blob").write_bytes(data)
+        with slow_link(board.port) as port:
+            text = (board.known_hosts or folder).read_text().replace(f":{board.port} ", f":{port} ")
+            (folder / "known_proxy").write_text(text)
+            slow = dataclasses.replace(board, port=port, known_hosts=folder / "known_proxy")
+            with Session(slow) as session:
+                deploy(session, {})
+                started = time.monotonic()
+                deploy(session, {sha256_bytes(data): folder / "blob"})
+                seconds = time.monotonic() - started
+    share = 100 * UPLOAD_BYTES / seconds / LINK_BYTES
+    return {names[0]: (share, share >= 80, "measured", {"seconds": round(seconds, 2), "bytes": UPLOAD_BYTES})}
+
+
+def overhead(names: list[str]) -> dict[str, Any]:
+    """Wall time of a smoke measurement of four candidates, less what the protocol prescribes: the life of each round's
+    process (imports, loads, warm-up, window), the micro-probes around it, and the watch before the job."""
+    profile = dataclasses.replace(load_profile("smoke"), extra_rounds=0)
+    with loopback() as (board, folder):
+        first = demo_artifact(folder / "a0")
+        folders = [first, *(_named(first, folder / f"a{n}") for n in range(1, CANDIDATES))]
+        steps: list[tuple[str, float]] = []
+        started = time.monotonic()
+        documents = measure(
+            board, load_target("host"), folders, evaluation=None, profile=profile, seed=0, workdir=folder / "work",
+            progress=lambda step, done, total: steps.append((step, time.monotonic() - started)),
+        )
+        wall = time.monotonic() - started
+    assert all(document["rounds"] for document in documents), [document["reasons"] for document in documents]
+    seen = [entry["environment"] for document in documents for entry in document["rounds"]]
+    living = sum(entry["wall_s"] for entry in seen)
+    probes = profile.probe_seconds * (len(seen) + 1)
+    prescribed = living + probes + profile.idle_seconds
+    each = (wall - prescribed) / CANDIDATES
+    more = {
+        "wall_s": round(wall, 2), "round_processes_s": round(living, 2), "probes_s": round(probes, 2),
+        "watch_s": profile.idle_seconds, "candidates": CANDIDATES, "rounds": len(seen),
+        "method": "golden check, worker, upload, collection and documents are overhead",
+    }
+    return {names[0]: (each, each <= OVERHEAD_LIMIT_S, "measured", more)}
+
+
+def _named(artifact: Path, folder: Path) -> Path:
+    """A copy under another name: equal artifacts would be measured once."""
+    import json
+    import shutil
+
+    shutil.copytree(artifact, folder)
+    document = json.loads((folder / "artifact.json").read_bytes())
+    document["name"] += f"-{folder.name}"
+    (folder / "artifact.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def same_artifact(names: list[str]) -> dict[str, Any]:
+    """Ten real A/A runs on this machine, profile smoke."""
+    floors, verdicts = [], []
+    with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name:
+        artifact = demo_artifact(Path(name) / "a")
+        for run in range(AA_RUNS):
+            work = Path(name) / f"run{run}"
+            found = noise_floor(HOST, artifact, load_target("host"), load_profile("smoke"), work, seed=run)
+            floors.append(found.noise)
+            verdicts.append(found.comparison.verdict)
+    changed = sum(verdict != "same" for verdict in verdicts)
+    more = {"noise_percent": [round(100 * value, 2) for value in floors], "verdicts": verdicts}
+    return {names[0]: (changed, changed == 0, "measured", more)}
+
+
+def intrusion(names: list[str]) -> dict[str, Any]:
+    """The energy run of the demo on this machine with a fake INA3221 in a folder: windows with and without sampler."""
+    sys.path.insert(0, str(TESTS))
+    from harness_power import ina3221
+
+    with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name:
+        folder = Path(name)
+        ina3221(folder / "sys", [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 200), ("VDD_SOC", 5000, 200)])
+        os.environ["EDGESDK_SYSFS"] = str(folder / "sys")
+        try:
+            (document,) = measure(
+                HOST, load_target("host"), [demo_artifact(folder / "a")], evaluation=None,
+                profile=load_profile("smoke"), seed=0, workdir=folder / "work",
+            )
+        finally:
+            del os.environ["EDGESDK_SYSFS"]
+    energy = document["energy_mj"]
+    found = energy.get("sampler") or {}
+    value = found.get("value")
+    percent = None if value is None else 100 * value
+    more = {"pairs": found.get("pairs"), "best": found.get("best"), "worst": found.get("worst"),
+            "energy_provenance": energy["provenance"], "reason": energy.get("reason")}
+    return {names[0]: (percent, percent is not None and percent <= 1, "measured", more)}

@@ -1,0 +1,109 @@
+"""The packages that `benchmarks/neon.py` counts: MiniLM-L6 (6 layers, hidden 384, 12 heads, feed-forward 1536), mean
+pooling, four classes, in every scheme and for any sequence.
+
+Weights are random unless a folder of `transformers` is given: counts of instructions do not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
+from edgesdk.package import Baseline, Package, Samples
+from edgesdk.transformer import module
+from edgesdk.transformer.graph import write_graph
+from edgesdk.transformer.quantize import row_scales
+from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
+
+VOCABULARY, CLASSES, ROWS, SEED = 2000, 4, 2, 7
+SPEC = TransformerSpec(
+    TokenEmbedding(VOCABULARY, 512), 384, (Layer(12, 12, 32, 1536),) * 6, "post", 1e-12, "gelu", "mean", classes=CLASSES
+)
+Arrays = dict[str, NDArray[Any]]
+
+
+def macs(sequence: int, spec: TransformerSpec = SPEC) -> int:
+    """Multiplications of the linear layers and of attention for one input of `sequence` tokens."""
+    linear = sum(4 * spec.hidden * layer.heads * layer.head_size + 2 * spec.hidden * layer.ffn for layer in spec.layers)
+    attention = sum(2 * sequence * layer.heads * layer.head_size for layer in spec.layers)
+    return sequence * (linear + attention)
+
+
+def attention_macs(sequence: int, spec: TransformerSpec = SPEC) -> int:
+    """Those of attention alone."""
+    return sum(2 * sequence**2 * layer.heads * layer.head_size for layer in spec.layers)
+
+
+def random_weights(spec: TransformerSpec, seed: int = SEED) -> Arrays:
+    """Weights that keep activations near 1, and biases that matter."""
+    random = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in spec.weight_shapes().items():
+        value = random.normal(size=shape) * (0.3 if len(shape) == 1 or "embedding" in name else shape[-1] ** -0.5)
+        weights[name] = (1 + 0.3 * value if name.endswith("norm.weight") else value).astype(np.float32)
+    return weights
+
+
+def trained_weights(folder: Path, spec: TransformerSpec) -> Arrays:
+    """Those of a folder of `transformers` with the same layers (its vocabulary cut to the spec's), a random head."""
+    from safetensors.numpy import load_file
+    from transformers import AutoModel
+
+    from edgesdk.transformer.importers import import_model
+
+    assert load_file(folder / "model.safetensors")  # a folder without weights gives random ones without a word
+    found = import_model(AutoModel.from_pretrained(folder)).weights
+    weights = random_weights(spec)
+    for name, value in weights.items():
+        if name in found:
+            weights[name] = np.ascontiguousarray(found[name][: len(value)])
+    return weights
+
+
+def inputs(sequence: int, spec: TransformerSpec = SPEC) -> Arrays:
+    """ROWS full rows of tokens: no padding."""
+    assert isinstance(spec.embedding, TokenEmbedding)
+    ids = np.random.default_rng(SEED).integers(5, spec.embedding.vocabulary, (ROWS, sequence))
+    return {"input_ids": ids, "attention_mask": np.ones((ROWS, sequence), np.int64)}
+
+
+def package(weights: Mapping[str, NDArray[Any]], scheme: str, sequence: int, spec: TransformerSpec = SPEC) -> Package:
+    """A package in `fp32`, `w8a8`, `w8a8-dynamic` or `w4a8`, calibrated by minimum and maximum on its own inputs."""
+    rows, stored = inputs(sequence, spec), dict(weights)
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def observe(name: str, value: Any) -> Any:
+        low, high = ranges.get(name, (0.0, 0.0))
+        ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+        return value
+
+    answers = np.asarray(module.run(module.build(spec, stored), rows, observe), np.float32)
+    encodings = None if scheme == "fp32" else _encodings(spec, stored, scheme, ranges)
+    graph = write_graph(spec, stored, encodings)
+    return Package(
+        name="minilm", task="classification", metric="accuracy", labels=None, spec=spec, weights=stored, graph=graph,
+        encodings=encodings, samples=Samples(rows, rows, answers, answers, answers), preprocess={}, lineage=(),
+        baseline=Baseline(len(graph), None, 0), environment={}, sequence=sequence,
+    )
+
+
+def _encodings(
+    spec: TransformerSpec, weights: Arrays, scheme: str, ranges: Mapping[str, tuple[float, float]]
+) -> Encodings:
+    activations = {}
+    if not scheme.endswith("-dynamic"):
+        for name in static_activations(spec):
+            low, high = ranges[name]
+            scale = float(np.float32(max(high - low, 1e-6) / 255))
+            activations[name] = ActivationEncoding(scale, int(np.rint(-128 - low / scale)))
+    tables = {
+        name: WeightEncoding(8, 0, row_scales(value))
+        for name, value in weights.items() if name.endswith(".weight") and value.ndim == 2
+    }
+    calibrator, count = (None, 0) if scheme.endswith("-dynamic") else ("minmax", ROWS)
+    return Encodings(scheme, calibrator, count, activations, tables)

@@ -1,0 +1,52 @@
+"""Room on a full board: files of ours that were not used for the longest time are removed, and nothing else.
+
+Candidates are what EdgeSDK itself put there under a digest: laid-out artifacts (made again from their files when they
+are needed), half uploads and blobs, oldest use first. Jobs and their results stay, and files that the caller needs.
+While a job runs (it holds `STATE/lock`), nothing is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgesdk.harness.session import Session
+from edgesdk.harness.transport import check_remote
+
+EVICT_SECONDS = 120.0
+
+# $1 the state folder, $2 the KiB that must be free, then digests to keep. Prints `evicted NAME` for each, or `busy`.
+_EVICT = """
+cd "$1" || exit 1
+need=$2; shift 2; keep=" $* "
+if command -v flock >/dev/null; then
+  exec 9>>lock && flock -n 9 || { echo busy; exit 0; }
+fi
+enough() { [ "$(df -Pk . | tail -n 1 | { read -r _ _ _ kib _; echo "$kib"; })" -ge "$need" ]; }
+digest() { [ "${#1}" = 64 ] && case $1 in *[!0-9a-f]*) return 1;; esac; }
+ls -1tr artifacts | while IFS= read -r name; do
+  enough && break
+  if digest "$name"; then rm -rf "artifacts/$name" && echo "evicted $name"; fi
+done
+ls -1tr blobs | while IFS= read -r name; do
+  enough && break
+  sum=${name%.part}
+  case $keep in *" $sum "*) continue;; esac
+  if digest "$sum"; then rm -f "blobs/$name" && echo "evicted $name"; fi
+done
+"""
+
+
+def evict(session: Session, bytes_needed: int, keep: Iterable[str] = ()) -> int:
+    """Make room; returns the number of files and folders that were removed (0: nothing could be).
+
+    Args:
+        bytes_needed: stop when so much is free.
+        keep: digests that stay.
+
+    Raises:
+        What `Session.step` raises.
+    """
+    state = check_remote(session.board.state)
+    argv = ["sh", "-c", _EVICT, "evict", state, str(-(-bytes_needed // 1024)), *session.keep, *keep]
+    completed = session.step(lambda transport: transport.run(argv, EVICT_SECONDS))
+    return sum(line.startswith("evicted ") for line in completed.text.splitlines())

@@ -1,0 +1,56 @@
+"""Inner loops of the ARM kernels: found in the disassembly, free of the stack, near the core's peak by llvm-mca."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgesdk.converters.neon.build import kernel_sources, model_flags, write_files
+from edgesdk.converters.neon.inner_loops import CORES, disassemble, find_loops, loop_notes, macs_per_cycle
+from edgesdk.converters.neon.kernel_sets import KERNEL_SETS
+from edgesdk.converters.neon.toolchain import find_all
+from edgesdk.testing.needs import need
+
+CALLS = b"""#include "edge_kernels.h"
+void use(const edge_int8 *layer, const edge_attention8 *heads, int8_t *x, float *y, int rows, int k) {
+  edge_int8_to_packed(layer, x, rows, x, k);
+  edge_int8_to_float(layer, x, rows, y, y, k);
+  edge_attention_int8(heads, x, k, x, k, x, k, rows, rows, x, k, (unsigned char *)y);
+}
+"""
+SPILLING = """
+0000000000000000 <kernel>:
+       0: mov x0, x1
+       4: ldr q0, [sp, #16]
+{dots}
+      48: subs w2, w2, #1
+      4c: b.ne 0x4 <kernel+0x4>
+"""
+
+
+@pytest.mark.parametrize("name", sorted(CORES))
+def test_inner_loops_stay_in_registers_and_near_the_peak(name: str, tmp_path: Path) -> None:
+    kernels, (core, peak) = KERNEL_SETS[name], CORES[name]
+    toolchains = find_all(kernels.triple)
+    need(bool(toolchains), f"no C compiler for {kernels.triple}")
+    write_files(tmp_path, {**kernel_sources(), "calls.c": CALLS})
+    toolchains[0].compile("calls.c", "calls.o", model_flags(kernels, toolchains[0]), tmp_path)
+    text = disassemble(str(tmp_path / "calls.o"))
+    need(text is not None, "no llvm-objdump")
+    loops = find_loops(text or "", kernels)
+    # whole tiles and tails of two GEMMs, scores and context
+    assert len(loops) >= 4
+    assert [loop.on_stack for loop in loops] == [0] * len(loops)
+    rates = [macs_per_cycle(loop, core) for loop in loops]
+    need(None not in rates, "no llvm-mca")
+    assert min(rate for rate in rates if rate is not None) >= 0.95 * peak
+
+
+def test_a_loop_on_the_stack_is_reported() -> None:
+    dots = "\n".join(f"      {4 * i:02x}: sdot v{i}.4s, v20.16b, v0.4b[0]" for i in range(2, 18))
+    text = SPILLING.format(dots=dots)
+    (loop,) = find_loops(text, KERNEL_SETS["dotprod"])
+    assert (loop.function, loop.macs, loop.on_stack) == ("kernel", 16 * 16, 1)
+    assert loop_notes(text, KERNEL_SETS["dotprod"])[-1] == "inner loops that touch the stack: kernel"
+    assert find_loops(text, KERNEL_SETS["avx2"]) == [] and loop_notes(None, KERNEL_SETS["dotprod"]) == ()
