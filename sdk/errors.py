@@ -10,6 +10,7 @@
     │   └── UnsupportedOp
     ├── BoardError                     4   the board or the way to it
     │   ├── Unreachable, Busy, HostKey, Identity, DiskFull, ReadOnly
+    │   ├── LeaseLost, Quarantined, PowerError, Rebooting
     │   ├── Corrupt                        bytes on the board are not the bytes that were sent
     │   └── Deadline                   7   a hard deadline passed
     ├── MeasureError                   5   the measurement is not valid
