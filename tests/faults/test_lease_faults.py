@@ -160,6 +160,7 @@ def test_fault_34_cancelled(remote: Board, tmp_path: Path, number: signal.Signal
     lines = [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
     farm.write_text("\n".join(['format = "edgesdk.farm"', "version = 1", "[boards.remote]", *lines, ""]))
     argv = [sys.executable, "-m", "edgesdk", "bench", str(folder), "--board", "remote", "--farm", str(farm)]
+    argv += ["--profile", "quick"]  # others wait for an idle machine first
     bench = subprocess.Popen([*argv, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
     while not trace.exists() or not trace.read_text():
         assert bench.poll() is None, bench.communicate()[1]
