@@ -9,6 +9,7 @@ import re
 import select
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 from edgesdk.harness.worker import rails as parsers
@@ -18,7 +19,7 @@ COMMAND_SECONDS = 2.0
 _WHOLE = re.compile(r"^-?[0-9]{1,18}$")
 
 
-class Sensor:
+class Sensor(ABC):
     """`read()` gives one whole number for each of `rails` (None where that read failed); `total` are the rails that
     add up to `boundary`; `ranges` of counters: where each wraps; a `paced` sensor's reads wait for its next value."""
 
@@ -36,11 +37,11 @@ class Sensor:
         self.unit = unit
         self.ranges = ranges
 
+    @abstractmethod
     def read(self) -> "list[int | None]":
         """One value for each rail."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most sensors run nothing)
         """End what the sensor runs."""
 
     def describe(self) -> "dict[str, Any]":

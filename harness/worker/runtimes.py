@@ -1,6 +1,7 @@
 """Adapters of Python runtimes: load a model, make feeds from raw rows, run one inference on one thread."""
 
 import os
+from abc import ABC, abstractmethod
 from typing import Any
 
 from edgesdk.harness.worker.store import safe_parts
@@ -8,7 +9,7 @@ from edgesdk.harness.worker.store import safe_parts
 DTYPES = {"float32": "<f4", "int64": "<i8", "int32": "<i4"}
 
 
-class Runtime:
+class Runtime(ABC):
     """One loaded model. `document` is artifact.json; rows are numbered from 0 after `set_inputs`."""
 
     def __init__(self, folder: str, document: "dict[str, Any]") -> None:
@@ -18,22 +19,22 @@ class Runtime:
         self.feeds = []  # type: list[Any]
         self.import_library()
 
+    @abstractmethod
     def import_library(self) -> None:
         """Import the runtime's package; apart from `load`, so that Python's start does not count as loading."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self) -> None:
         """Read the model and prepare it to run."""
-        raise NotImplementedError
 
     def unload(self) -> None:
         """Let go of what `load` made, so that a model that is loaded again is in memory once."""
         self.__dict__.pop("session", None)
         self.__dict__.pop("interpreter", None)
 
+    @abstractmethod
     def infer(self, row: int) -> "list[Any]":
         """Outputs of one row, in the artifact's order."""
-        raise NotImplementedError
 
     def set_inputs(self, data: bytes, n: int) -> None:
         """Make the feeds of n rows from a raw block."""

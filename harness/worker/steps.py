@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from typing import Any
 
 from edgesdk.harness.worker import blocks, power_window, ready, rounds, store, timed, timing
@@ -11,7 +12,7 @@ GOLDEN_LIMIT_S = 900.0
 EMULATED_GOLDEN_ROWS = 8
 
 
-class Steps:
+class Steps(ABC):
     """The steps of a job. Candidates go by their number; names of raw files are kept in their records.
 
     Args:
@@ -28,9 +29,9 @@ class Steps:
         self.speeds = speeds or [0.0] * len(self.specs)
         self.start = 0
 
+    @abstractmethod
     def tick(self) -> None:
         """Tell what is being done."""
-        raise NotImplementedError
 
     def is_wide(self, index: int) -> bool:
         """Does a candidate that runs need more rounds for the interval that the profile asks for?"""

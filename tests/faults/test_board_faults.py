@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from harness_artifacts import runner, runner_artifact
+from harness_artifacts import assert_measured, runner, runner_artifact
 from harness_sshd import Server
 
 from edgesdk.errors import DiskFull, Identity, PowerError, Quarantined, ReadOnly
@@ -137,7 +137,7 @@ def test_fault_08_read_only_disk(
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert Leases().lift(board)
     (document,) = measure(board, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work")
-    assert document["golden"]["passed"], document["reasons"]  # a loaded machine rejects rounds
+    assert_measured(document)
 
 
 def test_fault_13_cloned_card(remote: Board, target: Target, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_fault_32_sudo_wants_a_password(
         host, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work",
         progress=lambda step, done, total: steps.append(step),
     )
-    assert document["golden"]["passed"], document["reasons"]  # a loaded machine rejects rounds
+    assert document["valid"], document["reasons"]
     assert document["facts"]["privileges"]["code"] == "E_SUDO"
     assert [step for step in steps if step.startswith("without root") and LOST[0] in step]
     (programs / "sudo").write_text("#!/bin/sh\nexit 0\n")
@@ -289,6 +289,6 @@ def test_fault_43_no_linger(host: Board, target: Target, tmp_path: Path, monkeyp
                                f" + os.listdir(os.path.expanduser('~/.edgesdk/jobs'))[0] + '/log', {str(kept)!r})")
     )
     (document,) = measure(host, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work")
-    assert document["golden"]["passed"], document["reasons"]  # a loaded machine rejects rounds
+    assert document["valid"], document["reasons"]
     assert "setsid: no linger for this user" in kept.read_text()
     assert not called.exists()

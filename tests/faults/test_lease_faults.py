@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness_artifacts import runner, runner_artifact
+from harness_artifacts import assert_measured, runner, runner_artifact
 
 from edgesdk.errors import Busy, LeaseLost
 from edgesdk.harness.board import Board
@@ -95,7 +95,7 @@ def test_fault_15_paused_harness(
         first.send_signal(signal.SIGCONT)
     answer = first.communicate("\n", timeout=60)[0]
     assert "E_LEASE_LOST" in answer and f"epoch {epoch}" in answer
-    assert document["golden"]["passed"], document["reasons"]  # a loaded machine rejects rounds
+    assert document["valid"], document["reasons"]
     ran = trace.read_text()
     with Session(host) as session:
         worker = deploy_worker(session)
@@ -185,7 +185,7 @@ def test_fault_36_hostile_names(remote: Board, target: Target, tmp_path: Path) -
     (document,) = measure(
         remote, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=parent / "work\nhere"
     )
-    assert document["golden"]["passed"], document["reasons"]  # a loaded machine rejects rounds
+    assert_measured(document)
     assert document["name"] == evil
     for name in ("../../elsewhere", "$(touch pwned)", "a;b"):
         bad = runner_artifact(parent / str(len(name)), runner())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_artifacts import runner, runner_artifact
+from harness_artifacts import assert_measured, runner, runner_artifact
 from harness_sshd import Server, free_port, make_key, run_sshd
 
 from edgesdk.errors import BoardError, ConfigError, Deadline, HostKey, Unreachable
@@ -48,7 +48,7 @@ def test_fault_01_cut_in_mid_run(
     (document,) = measure(
         behind, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work", progress=cut
     )
-    assert document["golden"]["passed"], document["reasons"]  # a loaded machine rejects rounds
+    assert_measured(document)
     assert cuts and proxy.connections >= 2
     actions = trace.read_text().split()
     assert actions.count("run") == 1 and actions.count("bench") >= len(document["rounds"])
