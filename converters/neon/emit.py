@@ -42,7 +42,11 @@ def emit(
     offsets, arena = place(lives(plan, kernels))
     calls = AllCalls(kernels, offsets)
     calls.inputs = tuple(tensor.name for tensor in inputs)
-    body = [f"  {calls.call(step)} /* {_plain(step.result.name)} */" for step in plan.steps]
+    body = [
+        f"  {calls.call(step)} EDGE_DONE({index}); /* {_plain(step.result.name)} */"
+        for index, step in enumerate(plan.steps)
+    ]
+    steps = ", ".join(f'{{"{_plain(step.result.name)}", "{type(step).__name__}"}}' for step in plan.steps)
     output, order = plan.output, {tensor.name: index for index, tensor in enumerate(inputs)}
     outputs = [*outputs, *(Tensor(tensor.name, "int64", (1,)) for tensor in plan.others)]
     isa = "[" + ", ".join(f'\\"{feature}\\"' for feature in kernels.isa) + "]"
@@ -90,6 +94,8 @@ def emit(
         "",
         "#ifndef EDGE_LIBRARY",
         f"_Alignas(64) unsigned char edge_model_arena[{arena}];",
+        f"const int edge_model_steps = {len(plan.steps)};",
+        f"const edge_step edge_model_step[] = {{{steps}}};",
         "#endif",
         "",
     ]

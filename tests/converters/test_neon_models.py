@@ -18,6 +18,7 @@ from edgesdk.converters.neon.build import build
 from edgesdk.converters.neon.convert import make_plan
 from edgesdk.converters.neon.emit import emit
 from edgesdk.converters.neon.kernel_sets import AARCH64, choose
+from edgesdk.converters.neon.specialize import specialize
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.targets import load_target
 from edgesdk.testing.needs import need
@@ -231,6 +232,31 @@ def test_count_marks_every_inference(built, tmp_path: Path) -> None:
     assert done.returncode == 0
     marks = [line.split("prctl(")[1].split(",")[:2] for line in done.stderr.splitlines() if "prctl(" in line]
     assert [(int(code, 0), int(mark, 0)) for code, mark in marks] == [(0x45444745, 1), (0x45444745, 2)] * ROWS
+
+
+def test_profile_names_every_step_and_takes_its_time(built, tmp_path: Path) -> None:
+    case = built("host", "vit", "w8a8")
+    case.write_inputs(tmp_path / "in.bin")
+    done = case.run("profile", "--inputs", str(tmp_path / "in.bin"), "--n", str(ROWS))
+    assert done.returncode == 0, done.stderr
+    profile = json.loads(done.stdout)
+    assert (profile["format"], profile["version"], profile["n"]) == ("edgesdk.profile", 1, ROWS)
+    plan = specialize(make_plan(case.case.graph, case.case.sequence), choose(load_target("host")))
+    expected = [(step.result.name, type(step).__name__) for step in plan.steps]
+    assert [(step["name"], step["kind"]) for step in profile["steps"]] == expected
+    assert sum(step["ns"] for step in profile["steps"]) > 0
+
+
+def test_profile_marks_every_step_for_counters(built, tmp_path: Path) -> None:
+    case = built("raspberry-pi/5", "vit", "w8a8")
+    case.write_inputs(tmp_path / "in.bin")
+    words = ["profile", "--inputs", str(tmp_path / "in.bin"), "--n", str(ROWS)]
+    command = ["qemu-aarch64", "-strace", "-cpu", "cortex-a76", str(case.folder / "model"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    marks = [int(line.split("prctl(")[1].split(",")[1], 0) for line in done.stderr.splitlines() if "prctl(" in line]
+    steps = len(json.loads(done.stdout)["steps"])
+    assert marks == [1, *range(100, 100 + steps), 2] * ROWS
 
 
 def test_check_accepts_what_converts(built) -> None:

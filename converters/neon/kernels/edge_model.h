@@ -14,7 +14,12 @@ typedef struct {
   int64_t *taken;         /* [edge_model_branches] how often each condition has been true: counted up */
   int length;             /* tokens of the input, where there is an attention_mask */
   int rows;               /* rows to compute: `length`, or edge_model_sequence with the rows of padding */
+  void (*done)(int step); /* NULL, or told after each step: for profiles; never in libraries */
 } edge_call;
+
+typedef struct {
+  const char *name, *kind;
+} edge_step;
 
 extern const char edge_model_name[];
 extern const char edge_model_isa[]; /* JSON list of CPU features */
@@ -25,7 +30,15 @@ extern const int edge_model_inputs, edge_model_outputs;
 extern const edge_tensor edge_model_input[], edge_model_output[];
 extern const int edge_model_branches;
 extern const char *const edge_model_branch[]; /* their names: exits and gates */
-extern unsigned char edge_model_arena[];      /* not in libraries */
+#ifdef EDGE_LIBRARY
+#define EDGE_DONE(step)
+#else
+extern unsigned char edge_model_arena[];
+extern const int edge_model_steps;
+extern const edge_step edge_model_step[];
+#define EDGE_DONE(step) \
+  if (call->done) call->done(step)
+#endif
 
 /* NULL, or what this CPU lacks. Call it before anything else. */
 const char *edge_model_cpu(void);
