@@ -3,12 +3,18 @@ so this file runs on a board as it is; arrays are bytes, or anything with the bu
 
     model = Model("folder")
     logits, = model.run([ids], length=len(ids))        # ids: int64, little-endian
+
+A causal decoder also goes on where it stopped: `step` computes new tokens behind those that it holds, and `generate`
+gives the likeliest continuation of a prompt.
+
+    model.generate([464, 3290], 20)                    # 20 token ids
 """
 
 import ctypes
 import hashlib
 import json
 import os
+import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +64,7 @@ class Model:
         if status != OK:
             raise LibraryError("{}: {}".format(folder, STATUS.get(status, f"status {status}")))
         self.name = self._library.edge_name().decode("ascii")  # type: str
+        self.decodes = bool(self._library.edge_decodes())  # type: bool
         self.max_length = int(self._library.edge_max_length())  # type: int
         self.inputs = [Tensor(self._library.edge_input(i).contents) for i in range(self._library.edge_inputs())]
         self.outputs = [Tensor(self._library.edge_output(i).contents) for i in range(self._library.edge_outputs())]
@@ -70,8 +77,7 @@ class Model:
 
         Raises LibraryError: an array has another size than its descriptor says, or the library refuses the inputs.
         """
-        if self._model.value is None:
-            raise LibraryError(f"{self.name}: the model is closed")
+        self._check_open()
         arrays = [bytes(memoryview(value)) for value in inputs]
         if len(arrays) != len(self.inputs):
             raise LibraryError(f"{self.name}: {len(arrays)} inputs, expected {len(self.inputs)}")
@@ -87,15 +93,66 @@ class Model:
         given = (ctypes.c_char_p * len(arrays))(*arrays)
         buffers = [(ctypes.c_char * len(output)).from_buffer(output) for output in outputs]
         taken = (ctypes.c_void_p * len(outputs))(*[ctypes.addressof(buffer) for buffer in buffers])
-        status = self._library.edge_infer(self._model, given, length, taken)
-        if status != OK:
-            message = self._library.edge_message(self._model).decode("ascii")
-            raise LibraryError(f"{self.name}: {STATUS.get(status, status)}: {message}")
+        self._check(self._library.edge_infer(self._model, given, length, taken))
         del buffers
         for at, tensor in enumerate(self.outputs):
             if self.max_length and len(tensor.shape) == 3:
                 del outputs[at][tensor.bytes // tensor.shape[1] * length :]
         return outputs
+
+    def step(self, ids: "Any") -> bytearray:
+        """Compute new tokens behind the `past` ones; the rows of the first output for the new ones.
+
+        `ids` is a raw array of int64: a prompt, or one token.
+
+        Raises LibraryError: not a causal decoder, too many tokens with those before, an id outside of the vocabulary.
+        """
+        self._check_open()
+        array = bytes(memoryview(ids))
+        count, tensor = len(array) // 8, self.outputs[0]
+        row = tensor.bytes // (tensor.shape[1] if self.decodes else 1)
+        output = bytearray(row * max(1, min(count, self.max_length)))
+        taken = (ctypes.c_char * len(output)).from_buffer(output)
+        self._check(self._library.edge_step(self._model, array, count, taken))
+        del taken
+        return output
+
+    @property
+    def past(self) -> int:
+        """The tokens that the model holds."""
+        self._check_open()
+        return int(self._library.edge_past(self._model))
+
+    def rewind(self, length: int = 0) -> None:
+        """Forget all but the first `length` tokens. Raises LibraryError: it does not hold so many."""
+        self._check_open()
+        self._check(self._library.edge_rewind(self._model, length))
+
+    def generate(self, prompt: "Sequence[int]", count: int) -> "list[int]":
+        """The `count` likeliest tokens behind a prompt of token ids, one by one.
+
+        Raises LibraryError: see `step`; or the model gives no `token_logits`.
+        """
+        if not self.decodes or self.outputs[0].name != "token_logits":
+            raise LibraryError(f"{self.name}: not a causal decoder with token_logits")
+        self.rewind()
+        made = []  # type: list[int]
+        ids = list(prompt)
+        while len(made) < count:
+            rows = self.step(struct.pack(f"<{len(ids)}q", *ids))
+            logits = struct.unpack_from(f"<{self.outputs[0].shape[2]}f", rows, len(rows) - 4 * self.outputs[0].shape[2])
+            ids = [max(range(len(logits)), key=logits.__getitem__)]
+            made += ids
+        return made
+
+    def _check_open(self) -> None:
+        if self._model.value is None:
+            raise LibraryError(f"{self.name}: the model is closed")
+
+    def _check(self, status: int) -> None:
+        if status != OK:
+            message = self._library.edge_message(self._model).decode("ascii")
+            raise LibraryError(f"{self.name}: {STATUS.get(status, status)}: {message}")
 
     def close(self) -> None:
         """Stop its threads; it cannot run any more."""
@@ -134,12 +191,16 @@ def _load(folder: str) -> ctypes.CDLL:
         ("edge_name", ctypes.c_char_p, []),
         ("edge_inputs", ctypes.c_int, []),
         ("edge_outputs", ctypes.c_int, []),
+        ("edge_decodes", ctypes.c_int, []),
         ("edge_max_length", ctypes.c_int, []),
         ("edge_input", ctypes.POINTER(_Tensor), [ctypes.c_int]),
         ("edge_output", ctypes.POINTER(_Tensor), [ctypes.c_int]),
         ("edge_memory", ctypes.c_size_t, [ctypes.c_int]),
         ("edge_create", ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]),
         ("edge_infer", ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]),
+        ("edge_step", ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p]),
+        ("edge_past", ctypes.c_int, [ctypes.c_void_p]),
+        ("edge_rewind", ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]),
         ("edge_message", ctypes.c_char_p, [ctypes.c_void_p]),
         ("edge_destroy", None, [ctypes.c_void_p]),
     ):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesdk.converters.neon.cache import AttendCached
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.layers import dynamic_layer, float_layer, static_layer, w8_layer
 from edgesdk.converters.neon.memory import stride
@@ -74,6 +75,14 @@ class Calls:
             return f"{self.weight(table.values.astype(np.float32), 'float')}, NULL"
         return f"{self.weight(table.values, 'int8_t')}, {self.weight(table.scale.astype(np.float32), 'float')}"
 
+    def table_from(self, table: Table, row: str) -> str:
+        """The rows of a table from a row on."""
+        from_row = f" + (size_t){row} * {table.values.shape[1]}"
+        if table.scale is None:
+            return f"{self.weight(table.values.astype(np.float32), 'float')}{from_row}, NULL"
+        scale = self.weight(table.scale.astype(np.float32), "float")
+        return f"{self.weight(table.values, 'int8_t')}{from_row}, {scale} + {row}"
+
     def declare(self, kind: str, fields: Sequence[str]) -> str:
         name = f"layer{len(self.declarations)}"
         self.declarations.append(f"static const {kind} {name} = {{{', '.join(fields)}}};")
@@ -87,7 +96,7 @@ class Calls:
         result, rows = step.result, _rows(step.result)
         match step:
             case Embed():
-                positions = "NULL, NULL" if step.positions is None else self.table(step.positions)
+                positions = "NULL, NULL" if step.positions is None else self.table_from(step.positions, "past")
                 tables = f"{self.table(step.tokens)}, {positions}"
                 return f"edge_embed(ids, {rows}, {result.columns}, {tables}, {self.floats(result)}, {stride(result)});"
             case Patches():
@@ -150,6 +159,8 @@ class Calls:
                 return f"edge_{step.kind}({source}, {rows}, {stride(result)}, {self.floats(result)});"
             case AttendStatic():
                 return self.attend_static(step)
+            case AttendCached():
+                return self.attend_cached(step)
             case Attend():
                 return self.attend(step)
             case Pool():
@@ -194,13 +205,24 @@ class Calls:
         middle = self.offsets[tensor.name] + 4 * round_up(tensor.rows, ROWS)
         return f"{self.floats(tensor)}, (int32_t *)(arena + {middle})"
 
+    def heads(self, step: Attend) -> str:
+        """Query, key and value with their strides."""
+        parts = zip((step.query, step.key, step.value), step.starts, strict=True)
+        return ", ".join(f"{self.floats(tensor)} + {start}, {stride(tensor)}" for tensor, start in parts)
+
+    def attend_cached(self, step: AttendCached) -> str:
+        cache, scratch = (self.at(f"{step.result.name}.{part}", "float") for part in ("cache", "scratch"))
+        return (
+            f"edge_attention_cached({self.heads(step)}, {_rows(step.result)}, past, length, {step.heads}, "
+            f"{step.group}, {step.size}, {_float(step.scale)}, {cache}, {step.key.rows}, {self.floats(step.result)}, "
+            f"{stride(step.result)}, {scratch});"
+        )
+
     def attend(self, step: Attend) -> str:
-        parts = (step.query, step.key, step.value)
-        pointers = [f"{self.floats(tensor)} + {start}" for tensor, start in zip(parts, step.starts, strict=True)]
         keys = "length" if step.key.tokens else str(step.key.rows)
         scratch = self.at(f"{step.result.name}.scratch", "float")
         return (
-            f"edge_attention({', '.join(f'{p}, {stride(t)}' for p, t in zip(pointers, parts, strict=True))}, "
+            f"edge_attention({self.heads(step)}, "
             f"{_rows(step.result)}, {keys}, {int(step.causal)}, {step.heads}, {step.group}, {step.size}, "
             f"{_float(step.scale)}, {self.floats(step.result)}, {stride(step.result)}, {scratch});"
         )

@@ -12,6 +12,7 @@ from edgesdk.converters.front import Graph, Linear, lower
 from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.branches import check_regions, settle
 from edgesdk.converters.neon.build import build
+from edgesdk.converters.neon.cache import with_cache
 from edgesdk.converters.neon.emit import Sources, emit
 from edgesdk.converters.neon.fuse import fuse
 from edgesdk.converters.neon.generic import plain_notes, trace_all
@@ -45,7 +46,7 @@ def plan_of(graph: Graph) -> Plan:
         ConvertError: weights that are not finite.
     """
     check_weights(graph)
-    return check_regions(settle(fuse(trace_all(graph))))
+    return check_regions(with_cache(settle(fuse(trace_all(graph)))))
 
 
 def check_weights(graph: Graph) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from edgesdk.converters.artifact import Tensor
 from edgesdk.converters.neon.arena import place
 from edgesdk.converters.neon.branches import Branch
+from edgesdk.converters.neon.cache import decodes
 from edgesdk.converters.neon.generic_calls import AllCalls
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.memory import lives, scratch_bytes, stride
@@ -68,6 +69,7 @@ def emit(
         f"const size_t edge_model_weight_bytes = {len(calls.weights.data)};",
         f"const int edge_model_sequence = {plan.sequence if plan.masked else 0};",
         f"const int edge_model_padding = {padding};",
+        f"const int edge_model_decodes = {int(decodes(plan))};",
         *_tensors("input", inputs),
         *_tensors("output", outputs),
         f"const int edge_model_branches = {len(branches)};",
@@ -134,13 +136,13 @@ def _checks(plan: Plan, order: dict[str, int]) -> list[str]:
 
 def _locals(plan: Plan, order: dict[str, int]) -> list[str]:
     """What the calls of the model read besides the arena."""
-    names = ["arena", "pool", "scratch", "scratch_bytes", "taken", "length", "tokens"]
+    names = ["arena", "pool", "scratch", "scratch_bytes", "taken", "length", "past", "tokens"]
     lines = [
         "  unsigned char *const arena = call->arena, *const scratch = call->scratch;",
         "  edge_pool *const pool = call->pool;",
         "  const size_t scratch_bytes = edge_model_scratch_bytes;",
         "  int64_t *const taken = call->taken;",
-        "  const int length = call->length, tokens = call->rows;",
+        "  const int length = call->length, past = call->past, tokens = call->rows;",
     ]
     if plan.masked:
         lines += [

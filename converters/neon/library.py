@@ -7,6 +7,7 @@
       src/                    everything that the libraries are made of: they can be built again on the board
       CMakeLists.txt          `add_subdirectory(…)`, then link `edge_model`
       example.c               one inference
+      generate.c              the likeliest continuation of a prompt (causal decoders)
       edge_binding.py         ctypes binding, standard library only (see `binding.py`)
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from edgesdk.converters.base import input_tensors, output_tensors
 from edgesdk.converters.front import lower
 from edgesdk.converters.neon.build import kernel_sources, model_flags, write_files
+from edgesdk.converters.neon.cache import decodes
 from edgesdk.converters.neon.convert import SCHEMES, plan_of
 from edgesdk.converters.neon.emit import Sources, emit
 from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet, choose
@@ -78,9 +80,10 @@ def write_library(package: Package, target: Target, folder: Path) -> Library:
     write_files(folder / "src", {name: content for name, content in contents.items() if name != "edge_api.h"})
     write_files(folder / "include", {"edge_api.h": contents["edge_api.h"]})
     resources = files("edgesdk.converters.neon")
+    examples = ("example", "generate") if decodes(plan) and package.spec.lm_head else ("example",)
     write_files(folder, {
-        "CMakeLists.txt": _cmake(kernels, static_bytes).encode(),
-        "example.c": resources.joinpath("kernels", "example.c").read_bytes(),
+        "CMakeLists.txt": _cmake(kernels, static_bytes, examples).encode(),
+        **{f"{name}.c": resources.joinpath("kernels", f"{name}.c").read_bytes() for name in examples},
         "edge_binding.py": resources.joinpath("binding.py").read_bytes(),
     })
     written = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -117,7 +120,7 @@ def _static_bytes(sources: Sources) -> int:
 
 
 def _source_files(sources: Sources) -> dict[str, bytes]:
-    runner_only = ("edge_main.c", "example.c")
+    runner_only = ("edge_main.c", "edge_generate.h", "example.c", "generate.c")
     kernels = {name: content for name, content in kernel_sources().items() if name not in runner_only}
     return {**kernels, **sources.files}
 
@@ -131,7 +134,7 @@ def _compile(work: Path, kernels: KernelSet, toolchain: Toolchain, static_bytes:
     return ("model.o", *(f"{unit}.o" for unit in PLAIN_UNITS), "weights.o")
 
 
-def _cmake(kernels: KernelSet, static_bytes: int) -> str:
+def _cmake(kernels: KernelSet, static_bytes: int, examples: tuple[str, ...]) -> str:
     common = " ".join(flag for flag in COMMON if not flag.startswith(("-W", "-std", "-O", "-fno-pie")))
     return f"""\
 # Written by EdgeSDK. Builds the model from its sources for {kernels.name} CPUs: {", ".join(kernels.isa) or "any"}.
@@ -155,7 +158,9 @@ set_property(SOURCE src/weights.S PROPERTY OBJECT_DEPENDS "${{CMAKE_CURRENT_SOUR
 target_link_libraries(edge_model PUBLIC Threads::Threads m)
 
 if(CMAKE_SOURCE_DIR STREQUAL CMAKE_CURRENT_SOURCE_DIR)
-  add_executable(example example.c)
-  target_link_libraries(example edge_model)
+  foreach(example {" ".join(examples)})
+    add_executable(${{example}} ${{example}}.c)
+    target_link_libraries(${{example}} edge_model)
+  endforeach()
 endif()
 """

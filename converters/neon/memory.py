@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgesdk.converters.neon.arena import Life
+from edgesdk.converters.neon.cache import AttendCached, cache_bytes
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import ALIGN, ROWS, round_up
 from edgesdk.converters.neon.plan import Attend, Plan, Tensor
@@ -28,6 +29,8 @@ def scratch_bytes(step: Attend, kernels: KernelSet) -> int:
     if isinstance(step, AttendStatic):
         padded = round_up(step.key.rows, ALIGN)
         return padded * (step.size + 4 + 5 * kernels.mr)
+    if isinstance(step, AttendCached):
+        return 4 * ROWS * round_up(round_up(step.key.rows, kernels.nf), ALIGN)
     keys, columns = round_up(step.key.rows, kernels.nf), round_up(step.size, kernels.nf)
     return 4 * (keys * step.size + columns * step.value.rows + ROWS * round_up(keys, ALIGN))
 
@@ -41,6 +44,8 @@ def lives(plan: Plan, kernels: KernelSet) -> list[Life]:
             spans[tensor.name] = (tensor_bytes(tensor), first, index)
         if isinstance(step, Attend):
             spans[f"{step.result.name}.scratch"] = (scratch_bytes(step, kernels), index, index)
+        if isinstance(step, AttendCached):  # from one call to the next
+            spans[f"{step.result.name}.cache"] = (cache_bytes(step, kernels), 0, len(plan.steps))
     size, first, _ = spans[plan.output.name]
     spans[plan.output.name] = (size, first, len(plan.steps))
     return [Life(name, *span) for name, span in spans.items()]

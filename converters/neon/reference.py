@@ -81,6 +81,21 @@ def attention(
     return np.concatenate(parts, 1)
 
 
+def cache_of(key: Float, value: Float, capacity: int, heads: int, size: int, panel: int) -> Float:
+    """The cache of `edge_attention_cached.h` that holds key and value [past, heads · size]: for each head keys
+    [capacity / panel, size, panel], then values [size / panel, capacity, panel]. Padding of a value row is 0; what is
+    not written yet is NaN."""
+    past, parts = len(key), []
+    for head in range(heads):
+        mine = slice(head * size, (head + 1) * size)
+        keys = np.full((-(-capacity // panel) * panel, size), np.nan, np.float32)
+        keys[:past] = key[:, mine]
+        values = np.full((capacity, -(-size // panel) * panel), np.nan, np.float32)
+        values[:past] = np.pad(value[:, mine], ((0, 0), (0, values.shape[1] - size)))
+        parts += [keys.reshape(-1, panel, size).transpose(0, 2, 1), values.reshape(capacity, -1, panel).swapaxes(0, 1)]
+    return np.concatenate([np.ascontiguousarray(part).reshape(-1) for part in parts])
+
+
 def _high_product(a: NDArray[np.int64], b: NDArray[np.int64] | int, bits: int) -> NDArray[np.int64]:
     """sqrdmulh: the upper half of 2ab, rounded."""
     return np.asarray((2 * a * b + (1 << (bits - 1))) >> bits)

@@ -157,6 +157,12 @@ int main(int argc, char **argv) {
         floats = p[3] ? (size_t)p[0] * p[2] : 0;
         break;
       }
+      case 30:
+        edge_attention_cached(array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], p[8], p[4], p[5], p[6], real,
+                              array[3], p[9], result, p[7], scratch);
+        floats = (size_t)p[2] * p[7];
+        if (p[3] + p[8] == p[9]) put(array[3], size_of(3, 1));
+        break;
       default: return 5;
     }
     put(result, floats * 4);
@@ -397,6 +403,33 @@ def test_attention(driver: Driver) -> None:
             checks.append((stride, width, reference.attention(q, k, v, heads, group, size, scale, causal)))
     for data, (stride, width, expected) in zip(driver.run(), checks, strict=True):
         np.testing.assert_allclose(floats(data, stride, width), expected, rtol=1e-5, atol=5e-6)
+
+
+def test_attention_with_a_cache(driver: Driver) -> None:
+    """Calls of several sizes in a row on one cache: each gives the last rows of attention over all, and the cache that
+    a single call leaves. What is not written yet holds NaN, which must not spread."""
+    rng, kernels, checks = np.random.default_rng(16), driver.kernels, []
+    cases = [(1, 1, 1, 1), (7, 2, 1, 4), (17, 4, 2, 16), (33, 3, 1, 13), (37, 2, 2, 33), (16, 4, 4, 32)]
+    for total, heads, group, size in cases:
+        width, shared = heads * size, heads // group * size
+        q = rng.standard_normal((total, width)).astype(np.float32) * 4
+        k, v = (rng.standard_normal((total, shared)).astype(np.float32) for _ in range(2))
+        stride, scale = round_up(width, ALIGN), size**-0.5
+        expected = reference.attention(q, k, v, heads, group, size, scale, True)
+        floats_of_head = round_up(total, kernels.nf) * size + total * round_up(size, kernels.nf)
+        for past in sorted({0, min(1, total - 1), total // 2, max(0, total - 9), total - 1}):
+            cache = reference.cache_of(k[:past], v[:past], total, heads // group, size, kernels.nf)
+            assert cache.size == floats_of_head * (heads // group)
+            new = [rows_of(part[past:]) for part in (q, k, v)]
+            numbers = [stride, round_up(shared, ALIGN), total - past, past, heads, group, size, stride, total - past]
+            answer = (total - past) * stride * 4
+            driver.call(30, [*numbers, total], [*new, cache], answer + cache.nbytes, real=scale)
+            full = reference.cache_of(k, v, total, heads // group, size, kernels.nf)
+            checks.append((answer, stride, width, expected[past:], full))
+    for data, (answer, stride, width, expected, cache) in zip(driver.run(), checks, strict=True):
+        # The cache is written before the result: it is the first part of the answer.
+        np.testing.assert_array_equal(np.frombuffer(data[:-answer], np.float32), cache)
+        np.testing.assert_allclose(floats(data[-answer:], stride, width), expected, rtol=1e-5, atol=5e-6)
 
 
 def test_integer_attention_is_bit_exact(driver: Driver) -> None:

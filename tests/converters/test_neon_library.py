@@ -174,7 +174,7 @@ def test_example_links_with_the_static_library(written, tmp_path: Path) -> None:
 
 def test_header_is_c_plus_plus_too(written, tmp_path: Path) -> None:
     need(shutil.which("g++") is not None, "no g++")
-    (tmp_path / "use.cpp").write_text("#include <edge_api.h>\nint main() { return edge_version() != 1; }\n")
+    (tmp_path / "use.cpp").write_text("#include <edge_api.h>\nint main() { return edge_version() != 2; }\n")
     folder = written("vit")
     command = ["g++", "use.cpp", "-I", str(folder / "include"), str(folder / "lib" / "libmodel.a"), "-lm", "-pthread"]
     subprocess.run([*command, "-o", "use"], cwd=tmp_path, check=True, timeout=120)

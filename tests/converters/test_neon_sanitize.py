@@ -38,7 +38,7 @@ SANITIZE = (
 MODELS = [
     ("avx2", "bert_pooler", "w8a8"), ("avx2", "bert_mean_grouped", "w8a8-dynamic"), ("scalar", "vit", "fp32"),
     ("avx512vnni", "bert_pooler", "w8a8-dynamic"), ("avx512vnni", "decoder", "fp32"), ("avx2", "low_rank", "w8a8"),
-    ("avx512vnni", "branched", "w8a8"), ("scalar", "features", "w8a8"),
+    ("avx512vnni", "branched", "w8a8"), ("scalar", "features", "w8a8"), ("avx2", "decoder", "w8a8"),
 ]
 DRIVER = r"""
 #include "edge_model.h"
@@ -68,6 +68,19 @@ int main(void) {
     if (!most && status) return 4;
     for (int at = 0; at < edge_inputs(); at++) free((void *)inputs[at]);
     for (int at = 0; at < edge_outputs(); at++) free(outputs[at]);
+  }
+  /* Steps of any size: refused where they do not fit, and then nothing is forgotten. */
+  for (int round = 0; edge_decodes() && round < 60; round++) {
+    const int most = edge_max_length(), past = edge_past(model), count = rand() % (most / 3 + 2);
+    const int bad = round % 7 == 6, fits = count > 0 && count <= most - past && !bad;
+    int64_t *ids = malloc(8 * (size_t)count + 1);
+    for (int token = 0; token < count; token++) ids[token] = bad ? -1 : rand() % VOCABULARY;
+    void *output = malloc(edge_output(0)->bytes / (size_t)most * (size_t)(count ? count : 1));
+    if (edge_step(model, ids, count, output) != (fits ? EDGE_OK : EDGE_BAD_INPUT)) return 5;
+    if (edge_past(model) != (fits ? past + count : past)) return 6;
+    free(ids);
+    free(output);
+    if (!fits && edge_rewind(model, rand() % (past + 1))) return 7;
   }
   edge_destroy(model);
   free(memory);

@@ -38,7 +38,7 @@ typedef struct {
 
 typedef struct edge_model edge_model;
 
-EDGE_API int edge_version(void); /* of this interface: 1 */
+EDGE_API int edge_version(void); /* of this interface: 2 (1 was without edge_decodes to edge_rewind) */
 EDGE_API const char *edge_name(void);
 
 /* Inputs and outputs in order; NULL for an index beyond them. Where the inputs are token ids, the length that
@@ -63,7 +63,17 @@ EDGE_API int edge_create(edge_model **model, void *memory, size_t bytes, int thr
  * not tokens). Of outputs with a row for each token the first `length` rows are written. outputs[1] may be NULL. */
 EDGE_API int edge_infer(edge_model *model, const void *const inputs[], int length, void *const outputs[]);
 
-/* What was wrong with the last edge_infer; "" where nothing was. */
+/* Causal decoders (edge_decodes() is 1) answer token by token: keys and values of earlier tokens stay in the model's
+ * memory. edge_step computes `count` new tokens behind the edge_past() ones that it holds, a prompt as well as one token,
+ * and writes their `count` rows of the first output: those that edge_infer gives for the whole sequence. edge_infer
+ * begins anew, and the model then holds its tokens. EDGE_BAD_INPUT: more tokens than edge_max_length() in all. */
+EDGE_API int edge_decodes(void);
+EDGE_API int edge_step(edge_model *model, const int64_t *ids, int count, void *output);
+EDGE_API int edge_past(const edge_model *model);
+/* Forget all but the first `length` tokens: 0 for a new sequence. */
+EDGE_API int edge_rewind(edge_model *model, int length);
+
+/* What was wrong with the last edge_infer, edge_step or edge_rewind; "" where nothing was. */
 EDGE_API const char *edge_message(const edge_model *model);
 
 /* Stop the threads. The memory may then be used for anything. */

@@ -17,6 +17,7 @@
 #include "edge_gemm_float.h"
 #include "edge_rows.h"
 #include "edge_attention.h"
+#include "edge_attention_cached.h"
 #if defined(EDGE_NEON) || defined(EDGE_ISA_SCALAR)
 #include "edge_softmax_int8.h"
 #include "edge_attention_int8.h"

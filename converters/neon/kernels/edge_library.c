@@ -10,6 +10,7 @@ struct edge_model {
   edge_call call;
   edge_pool pool;
   int64_t *ids, *mask; /* [edge_model_sequence]: the input with its padding */
+  int past;            /* tokens in the cache of a decoder */
   const char *message;
 };
 
@@ -25,10 +26,11 @@ static size_t tokens_bytes(void) { return aligned((size_t)edge_model_sequence * 
 
 static int is_mask(int index) { return !strcmp(edge_model_input[index].name, "attention_mask"); }
 
-int edge_version(void) { return 1; }
+int edge_version(void) { return 2; }
 const char *edge_name(void) { return edge_model_name; }
 int edge_max_length(void) { return edge_model_sequence; }
 int edge_outputs(void) { return edge_model_outputs; }
+int edge_decodes(void) { return edge_model_decodes; }
 
 int edge_inputs(void) {
   int count = 0;
@@ -118,7 +120,37 @@ int edge_infer(edge_model *model, const void *const inputs[], int length, void *
     model->call.rows = edge_model_padding == 2 ? edge_model_sequence : length;
   }
   model->message = "";
+  model->call.past = 0;
   edge_model_run(&model->call, all, answers);
+  model->past = edge_model_decodes ? length : 0;
+  return EDGE_OK;
+}
+
+int edge_step(edge_model *model, const int64_t *ids, int count, void *output) {
+  if (!model) return EDGE_BAD_ARGUMENT;
+  if (!edge_model_decodes) return refuse(model, EDGE_BAD_ARGUMENT, "not a causal decoder: it has no steps");
+  if (!ids || !output) return refuse(model, EDGE_BAD_ARGUMENT, "an array is NULL");
+  const void *inputs[MOST_TENSORS];
+  for (int at = 0; at < edge_model_inputs; at++) inputs[at] = is_mask(at) ? (const void *)model->mask : ids;
+  const char *problem = edge_model_check(inputs, count);
+  if (problem) return refuse(model, EDGE_BAD_INPUT, problem);
+  if (count > edge_model_sequence - model->past)
+    return refuse(model, EDGE_BAD_INPUT, "there are more tokens than edge_max_length, those before included");
+  model->message = "";
+  model->call.past = model->past;
+  model->call.length = model->call.rows = count;
+  edge_model_run(&model->call, inputs, &output);
+  model->past += count;
+  return EDGE_OK;
+}
+
+int edge_past(const edge_model *model) { return model ? model->past : 0; }
+
+int edge_rewind(edge_model *model, int length) {
+  if (!model) return EDGE_BAD_ARGUMENT;
+  if (length < 0 || length > model->past) return refuse(model, EDGE_BAD_ARGUMENT, "there are not so many tokens");
+  model->message = "";
+  model->past = length;
   return EDGE_OK;
 }
 

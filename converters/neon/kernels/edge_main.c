@@ -6,6 +6,7 @@
  *               [--max-warmup-seconds C] [--window-seconds W] [--min-samples M] [--steady-percent P]
  *   model count --inputs IN.bin --n N
  *   model profile --inputs IN.bin --n N
+ *   model generate --inputs IN.bin --n N --tokens T --outputs OUT.bin
  *
  * Every command but `info` takes --threads T (default 1). OUT.bin gets the first output; EXITS.bin gets the second one
  * of a model with exits: int64 [n], the layer after which each input left. IN.bin holds for each input in order a raw little-endian block [n, ...]. Exit codes: 64 usage, 65 a bad input file,
@@ -27,7 +28,7 @@ static const int64_t SHORT_NS = 1000000; /* samples are at least this long */
 
 typedef struct {
   const char *inputs, *outputs, *samples, *exits;
-  long n, threads, seed, warmup_iterations, min_samples;
+  long n, threads, tokens, seed, warmup_iterations, min_samples;
   double warmup_seconds, max_warmup_seconds, window_seconds, steady_percent;
 } options;
 
@@ -83,6 +84,7 @@ static options parse(int count, char **words) {
     else if (!strcmp(key, "--samples")) o.samples = value;
     else if (!strcmp(key, "--exits")) o.exits = value;
     else if (!strcmp(key, "--threads")) o.threads = whole(value, key);
+    else if (!strcmp(key, "--tokens")) o.tokens = whole(value, key);
     else if (!strcmp(key, "--n")) o.n = whole(value, key);
     else if (!strcmp(key, "--seed")) o.seed = whole(value, key);
     else if (!strcmp(key, "--warmup-iterations")) o.warmup_iterations = whole(value, key);
@@ -161,6 +163,7 @@ static void infer(const options *o, long index) {
   size_t at = 0;
   row_of(o, index, inputs);
   for (int i = 0; i < edge_model_outputs; at += answer_bytes[i++]) outputs[i] = answers + at;
+  model.past = 0;
   model.length = length_of(inputs, &problem); /* that it is right was checked when it was read */
   model.rows = edge_model_padding ? edge_model_sequence : model.length;
   edge_model_run(&model, inputs, outputs);
@@ -286,12 +289,17 @@ static void bench(const options *o, int64_t cold_load) {
 }
 
 /* Instruction counters watch for these two calls; the kernel refuses them, which costs one system call. */
+static void begin_count(void) { prctl(MARKER, 1, 0, 0, 0); }
+static void end_count(void) { prctl(MARKER, 2, 0, 0, 0); }
+
+#include "edge_generate.h"
+
 static void count(const options *o) {
   for (int i = 0; i < 2; i++) infer(o, 0);
   for (long index = 0; index < o->n; index++) {
-    prctl(MARKER, 1, 0, 0, 0);
+    begin_count();
     infer(o, index);
-    prctl(MARKER, 2, 0, 0, 0);
+    end_count();
   }
 }
 
@@ -346,8 +354,9 @@ int main(int argc, char **argv) {
     return 0;
   }
   int running = !strcmp(command, "run"), benching = !strcmp(command, "bench"), profiling = !strcmp(command, "profile");
-  if (!running && !benching && !profiling && strcmp(command, "count"))
-    fail(USAGE, "expected info, run, bench, count or profile", NULL);
+  int generating = !strcmp(command, "generate");
+  if (!running && !benching && !profiling && !generating && strcmp(command, "count"))
+    fail(USAGE, "expected info, run, bench, count, profile or generate", NULL);
   options o = parse(argc - 2, argv + 2);
   const char *lacking = edge_model_cpu();
   if (lacking) fail(INTERNAL, lacking, "build the artifact for this target");
@@ -366,6 +375,7 @@ int main(int argc, char **argv) {
   if (running) run(&o);
   else if (benching) bench(&o, cold_load);
   else if (profiling) profile(&o);
+  else if (generating) generate(&o);
   else count(&o);
   return fflush(stdout) || ferror(stdout) ? INTERNAL : 0;
 }

@@ -13,6 +13,7 @@ typedef struct {
   struct edge_pool *pool; /* NULL: one thread */
   int64_t *taken;         /* [edge_model_branches] how often each condition has been true: counted up */
   int length;             /* tokens of the input, where there is an attention_mask */
+  int past;               /* tokens of earlier calls that this one goes on behind; 0 unless edge_model_decodes */
   int rows;               /* rows to compute: `length`, or edge_model_sequence with the rows of padding */
   void (*done)(int step); /* NULL, or told after each step: for profiles; never in libraries */
 } edge_call;
@@ -26,6 +27,7 @@ extern const char edge_model_isa[]; /* JSON list of CPU features */
 extern const size_t edge_model_arena_bytes, edge_model_scratch_bytes, edge_model_weight_bytes;
 extern const int edge_model_sequence; /* the most tokens; 0 where the inputs are not tokens */
 extern const int edge_model_padding;  /* rows of padding: 0 never read, 1 part of the output, 2 needed within */
+extern const int edge_model_decodes;  /* 1: the arena keeps what a call needs to go on behind the calls before it */
 extern const int edge_model_inputs, edge_model_outputs;
 extern const edge_tensor edge_model_input[], edge_model_output[];
 extern const int edge_model_branches;

@@ -147,6 +147,36 @@ EDGE_INLINE void edge_threaded_attention(edge_pool *pool, unsigned char *more, s
   else edge_attention_part(&job, 0, 1);
 }
 
+typedef struct {
+  const float *q, *k, *v;
+  int q_stride, k_stride, v_stride, queries, past, count, heads, group, size, capacity, out_stride;
+  float scale, *cache, *out;
+  unsigned char *scratch, *more;
+  size_t bytes;
+} edge_cached_job;
+
+static void edge_cached_part(void *job, int part, int parts) {
+  const edge_cached_job *j = job;
+  const int head = edge_begin(j->heads, j->group, part, parts), shared = head / j->group;
+  const int heads = edge_begin(j->heads, j->group, part + 1, parts) - head;
+  unsigned char *scratch = part ? j->more + (size_t)(part - 1) * j->bytes : j->scratch;
+  if (heads > 0)
+    edge_attention_cached(j->q + head * j->size, j->q_stride, j->k + shared * j->size, j->k_stride,
+                          j->v + shared * j->size, j->v_stride, j->queries, j->past, j->count, heads, j->group, j->size,
+                          j->scale, j->cache + shared * edge_cached_head(j->capacity, j->size), j->capacity,
+                          j->out + head * j->size, j->out_stride, (float *)scratch);
+}
+
+EDGE_INLINE void edge_threaded_cached(edge_pool *pool, unsigned char *more, size_t bytes, const float *q, int q_stride,
+                                      const float *k, int k_stride, const float *v, int v_stride, int queries, int past,
+                                      int count, int heads, int group, int size, float scale, float *cache,
+                                      int capacity, float *out, int out_stride, float *scratch) {
+  edge_cached_job job = {q, k, v, q_stride, k_stride, v_stride, queries, past, count, heads, group, size, capacity,
+                         out_stride, scale, cache, out, (unsigned char *)scratch, more, bytes};
+  if (pool) edge_pool_run(pool, edge_cached_part, &job);
+  else edge_cached_part(&job, 0, 1);
+}
+
 #if defined(EDGE_NEON) || defined(EDGE_ISA_SCALAR)
 typedef struct {
   const edge_attention8 *layer;
@@ -192,3 +222,4 @@ EDGE_INLINE void edge_threaded_attention8(edge_pool *pool, unsigned char *more, 
 #define edge_gelu(...) edge_threaded_gelu(pool, __VA_ARGS__)
 #define edge_gelu_tanh(...) edge_threaded_gelu_tanh(pool, __VA_ARGS__)
 #define edge_attention(...) edge_threaded_attention(pool, scratch, scratch_bytes, __VA_ARGS__)
+#define edge_attention_cached(...) edge_threaded_cached(pool, scratch, scratch_bytes, __VA_ARGS__)
