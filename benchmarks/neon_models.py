@@ -85,8 +85,9 @@ def package(weights: Mapping[str, NDArray[Any]], scheme: str, sequence: int, spe
     answers = np.asarray(module.run(module.build(spec, stored), rows, observe), np.float32)
     encodings = None if scheme == "fp32" else _encodings(spec, stored, scheme, ranges)
     graph = write_graph(spec, stored, encodings)
+    task, metric = ("encoding", "cosine") if spec.classes is None else ("classification", "accuracy")
     return Package(
-        name="minilm", task="classification", metric="accuracy", labels=None, spec=spec, weights=stored, graph=graph,
+        name="minilm", task=task, metric=metric, labels=None, spec=spec, weights=stored, graph=graph,
         encodings=encodings, samples=Samples(rows, rows, answers, answers, answers), preprocess={}, lineage=(),
         baseline=Baseline(len(graph), None, 0), environment={}, sequence=sequence,
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgesdk.converters.artifact import Artifact
+from edgesdk.converters.isa_note import read_isa
+from edgesdk.errors import ConvertError
 from edgesdk.harness.board import Board
 from edgesdk.harness.elf import elf_machine, wanted_glibc
 from edgesdk.harness.protocol import E_PREFLIGHT
@@ -71,7 +73,19 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
         if package in versions and not new_enough(versions[package], wanted):
             yield f"{package} on {board.name} is {versions[package]}, the artifact wants {wanted}"
     features = set(facts.get("cpu_features") or ())
-    isa = artifact.runtime.get("isa") or ()
-    absent = [flag for flag in isa if FEATURES.get(flag, flag) not in features]
+    absent = [flag for flag in _isa(folder, artifact) if FEATURES.get(flag, flag) not in features]
     if features and absent:
         yield f"needs CPU feature {', '.join(absent)}, which {facts.get('cpu_model') or board.name} lacks"
+
+
+def _isa(folder: Path, artifact: Artifact) -> list[str]:
+    """CPU features that the artifact's document names, and those in the note of its binary: a document is text, which
+    anybody may have changed."""
+    named = list(artifact.runtime.get("isa") or ())
+    if artifact.executable is None:
+        return named
+    try:
+        noted = read_isa(folder / artifact.executable)
+    except ConvertError:
+        return named  # a script, or a program of somebody else's
+    return [*named, *(flag for flag in noted if flag not in named)]

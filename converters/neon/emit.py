@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgesdk.converters.artifact import Tensor
+from edgesdk.converters.isa_note import NOTE_OWNER
 from edgesdk.converters.neon.arena import place
 from edgesdk.converters.neon.branches import Branch
 from edgesdk.converters.neon.cache import decodes
@@ -19,7 +20,6 @@ from edgesdk.converters.neon.packing import round_up
 from edgesdk.converters.neon.plan import Attend, Plan
 from edgesdk.converters.neon.specialize import specialize
 
-NOTE_OWNER = "EdgeSDK"
 ROWS_BY_LENGTH, ROWS_IN_OUTPUT, ROWS_NEEDED = 0, 1, 2  # `edge_model_padding`
 
 
@@ -111,7 +111,7 @@ def emit(
 
 
 def _assembly(kernels: KernelSet, weight_bytes: int) -> str:
-    """The ELF note with the CPU features (see `notes.py`), and the weights, whose size is checked."""
+    """The ELF note with the CPU features (see `isa_note.py`), and the weights, whose size is checked."""
     return (
         f'.section .note.{NOTE_OWNER.lower()},"a",%note\n.balign 4\n'
         f".long {len(NOTE_OWNER) + 1}\n.long 2f - 1f\n.long 1\n"

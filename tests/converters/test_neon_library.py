@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from sample_graphs import BRANCHED, ROWS, SEQUENCE, VOCABULARY, Sample, make, sample, sqnr_db
 
+from edgesdk.converters.isa_note import read_isa
 from edgesdk.converters.neon.binding import LibraryError, Model, _load
 from edgesdk.converters.neon.kernel_sets import AARCH64, choose
 from edgesdk.converters.neon.library import write_library
-from edgesdk.converters.neon.notes import read_isa
 from edgesdk.converters.neon.toolchain import find, find_all
 from edgesdk.errors import ConvertError
 from edgesdk.targets import load_target

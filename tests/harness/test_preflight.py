@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,19 @@ def test_elf_header(tmp_path: Path, header: bytes, machine: str | None) -> None:
     """Both byte orders; anything that is not ELF has no machine."""
     (tmp_path / "file").write_bytes(header)
     assert elf_machine(tmp_path / "file") == machine
+
+
+@pytest.mark.parametrize(("note", "lacks"), [(b"neon", None), (b"neon,dotprod", "dotprod"), (None, None)])
+def test_the_note_of_a_binary_is_read_before_it_is_sent(tmp_path: Path, note: bytes | None, lacks: str | None) -> None:
+    """Its document may say less than the binary needs."""
+    text = b"" if note is None else struct.pack("<III", 8, len(note), 1) + b"EdgeSDK\0" + note
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    (tmp_path / "model").write_bytes(header + struct.pack("<IIQQQQQQ", 4, 4, 120, 0, 0, len(text), len(text), 4) + text)
+    artifact = dataclasses.replace(describe("x", {"name": "neon", "isa": ["neon"]}, ["model"]), executable="model")
+    found = problems(tmp_path, artifact, BOARD, FACTS)
+    assert len(found) == (lacks is not None)
+    assert not lacks or f"needs CPU feature {lacks}, which Cortex-A72 lacks" in found[0]
 
 
 @pytest.mark.parametrize("name", ["host", "raspberry-pi/4", "raspberry-pi/5", "jetson/orin-nano"])

@@ -1,13 +1,14 @@
-"""Which CPU features a binary needs: written into an ELF note, so that a board is spared a binary it cannot run."""
+"""Which CPU features a binary of the NEON build needs: written into an ELF note (`neon/emit.py`), so that a board is
+spared a binary that it cannot run."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
 
-from edgesdk.converters.neon.emit import NOTE_OWNER
 from edgesdk.errors import ConvertError
 
+NOTE_OWNER = "EdgeSDK"
 PT_NOTE, NOTE_TYPE, LARGEST_NOTE = 4, 1, 1 << 16
 
 
