@@ -97,7 +97,7 @@ def emit(
         "#ifndef EDGE_LIBRARY",
         f"_Alignas(64) unsigned char edge_model_arena[{arena}];",
         f"const int edge_model_steps = {len(plan.steps)};",
-        f"const edge_step edge_model_step[] = {{{steps}}};",
+        f"const edge_step_info edge_model_step[] = {{{steps}}};",
         "#endif",
         "",
     ]

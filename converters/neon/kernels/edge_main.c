@@ -318,10 +318,10 @@ static void profile(const options *o) {
   for (int i = 0; i < 2; i++) infer(o, 0);
   model.done = step_done;
   for (long index = 0; index < o->n; index++) {
-    prctl(MARKER, 1, 0, 0, 0);
+    begin_count();
     last_step = now();
     infer(o, index);
-    prctl(MARKER, 2, 0, 0, 0);
+    end_count();
   }
   printf("{\"format\":\"edgesdk.profile\",\"version\":1,\"n\":%ld,\"threads\":%ld,\"steps\":[", o->n, o->threads);
   for (int i = 0; i < edge_model_steps; i++)

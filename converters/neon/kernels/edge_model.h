@@ -20,7 +20,7 @@ typedef struct {
 
 typedef struct {
   const char *name, *kind;
-} edge_step;
+} edge_step_info;
 
 extern const char edge_model_name[];
 extern const char edge_model_isa[]; /* JSON list of CPU features */
@@ -37,7 +37,7 @@ extern const char *const edge_model_branch[]; /* their names: exits and gates */
 #else
 extern unsigned char edge_model_arena[];
 extern const int edge_model_steps;
-extern const edge_step edge_model_step[];
+extern const edge_step_info edge_model_step[];
 #define EDGE_DONE(step) \
   if (call->done) call->done(step)
 #endif
