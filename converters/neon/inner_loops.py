@@ -14,8 +14,12 @@ from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(?:[0-9a-f]{8}\s+)?(\S.*)$")
 BRANCH = re.compile(r"^(?:b\.\w+|cbn?z|tbn?z)\b.*?0x([0-9a-f]+)")
-MULTIPLY = {"base": (re.compile(r"^(?:s|u)mu?l[la]l?2?\b"), 8), "dotprod": (re.compile(r"^[su]dot\b"), 16)}
-CORES = {"base": ("cortex-a72", 8), "dotprod": ("neoverse-n1", 32)}  # core of llvm-mca, MACs a cycle at its peak
+MULTIPLY = {
+    "base": (re.compile(r"^(?:s|u)mu?l[la]l?2?\b"), 8), "dotprod": (re.compile(r"^[su]dot\b"), 16),
+    "i8mm": (re.compile(r"^[su]mmla\b"), 32),
+}
+# The core of llvm-mca, MACs a cycle at its peak.
+CORES = {"base": ("cortex-a72", 8), "dotprod": ("neoverse-n1", 32), "i8mm": ("neoverse-n2", 64)}
 LEAST_MULTIPLIES, ITERATIONS, DEADLINE_SECONDS = 16, 100, 60
 
 

@@ -46,6 +46,11 @@ KERNEL_SETS = {
         "dotprod", AARCH64, 8, 12, 4, 8, ("neon", "dotprod"), ("-march=armv8.2-a+dotprod+fp16", "-mtune=neoverse-n1"),
         zig_cpu="generic+v8_2a+dotprod+fullfp16", integer_attention=True,
     ),
+    "i8mm": KernelSet(
+        "i8mm", AARCH64, 8, 8, 8, 8, ("neon", "dotprod", "i8mm"),
+        ("-march=armv8.2-a+dotprod+fp16+i8mm", "-mtune=neoverse-n2"),
+        zig_cpu="generic+v8_2a+dotprod+fullfp16+i8mm",
+    ),
     "avx2": KernelSet("avx2", X86, 4, 16, 2, 16, ("avx2", "fma"), ("-mavx2", "-mfma")),
     "avx512vnni": KernelSet(
         "avx512vnni", X86, 8, 32, 4, 32, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
@@ -53,6 +58,8 @@ KERNEL_SETS = {
     ),
     "scalar": KernelSet("scalar", X86, 4, 4, 1, 4, (), (), integer_attention=True),
 }
+# The fastest first; the last one runs on every CPU of the triple.
+ORDER = {AARCH64: ("i8mm", "dotprod", "base"), X86: ("avx512vnni", "avx2", "scalar")}
 
 
 @cache
@@ -76,15 +83,11 @@ def choose(target: Target) -> KernelSet:
         ConvertError: the target's triple has no kernel set, or `native` on a machine that is not x86-64.
     """
     features = set(target.cpu.features)
-    if target.triple == AARCH64:
-        return KERNEL_SETS["dotprod" if "dotprod" in features else "base"]
-    if target.triple != X86:
+    if target.triple not in ORDER:
         raise ConvertError(f"target {target.name}: no NEON build kernels for {target.triple}")
     if "native" in features:
         if platform.machine() != "x86_64":
             raise ConvertError(f"target {target.name}: native kernels are for x86-64, this is {platform.machine()}")
         features |= host_features()
-    for name in ("avx512vnni", "avx2"):
-        if set(KERNEL_SETS[name].isa) <= features:
-            return KERNEL_SETS[name]
-    return KERNEL_SETS["scalar"]
+    candidates = [KERNEL_SETS[name] for name in ORDER[target.triple]]
+    return next((kernels for kernels in candidates if {"neon", *kernels.isa} <= {"neon", *features}), candidates[-1])

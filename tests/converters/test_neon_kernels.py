@@ -139,7 +139,7 @@ int main(int argc, char **argv) {
         edge_add(array[0], array[1], p[0], p[1], result);
         floats = (size_t)p[0] * p[1];
         break;
-#if defined(EDGE_NEON) || defined(EDGE_ISA_SCALAR)
+#if defined(EDGE_ATTENTION_TILES)
       case 17: {
         const int *z = array[3];
         edge_attention8 heads = {z[0], z[1], z[2], z[3], real, z[4], p[4], p[5], p[6], p[8]};
@@ -170,7 +170,7 @@ int main(int argc, char **argv) {
   return fclose(out) ? 6 : 0;
 }
 """
-QEMU_CPU = {"base": "cortex-a72", "dotprod": "cortex-a76"}
+QEMU_CPU = {"base": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
 
 
 class Driver:

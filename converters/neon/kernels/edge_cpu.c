@@ -1,7 +1,16 @@
 /* Whether this CPU can run the kernel set; compiled without the kernel set's flags, so that it runs everywhere. */
 #include "edge_model.h"
 
-#if defined(EDGE_ISA_DOTPROD)
+#if defined(EDGE_ISA_I8MM)
+#include <sys/auxv.h>
+
+const char *edge_model_cpu(void) {
+  enum { ASIMDDP = 1 << 20, I8MM = 1 << 13 };
+  if (!(getauxval(AT_HWCAP) & ASIMDDP)) return "this CPU has no dot product instructions (asimddp)";
+  return getauxval(AT_HWCAP2) & I8MM ? NULL : "this CPU has no int8 matrix multiply instructions (i8mm)";
+}
+
+#elif defined(EDGE_ISA_DOTPROD)
 #include <sys/auxv.h>
 
 const char *edge_model_cpu(void) {

@@ -5,6 +5,8 @@
 #include "edge_tile_base.h"
 #elif defined(EDGE_ISA_DOTPROD)
 #include "edge_tile_dotprod.h"
+#elif defined(EDGE_ISA_I8MM)
+#include "edge_tile_i8mm.h"
 #elif defined(EDGE_ISA_AVX512VNNI)
 #include "edge_tile_avx512vnni.h"
 #elif defined(EDGE_ISA_AVX2)
@@ -18,7 +20,7 @@
 #include "edge_rows.h"
 #include "edge_attention.h"
 #include "edge_attention_cached.h"
-#if defined(EDGE_NEON) || defined(EDGE_ISA_SCALAR)
+#if defined(EDGE_ATTENTION_TILES)
 #include "edge_softmax_int8.h"
 #include "edge_attention_int8.h"
 #endif

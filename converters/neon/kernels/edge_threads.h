@@ -177,7 +177,7 @@ EDGE_INLINE void edge_threaded_cached(edge_pool *pool, unsigned char *more, size
   else edge_cached_part(&job, 0, 1);
 }
 
-#if defined(EDGE_NEON) || defined(EDGE_ISA_SCALAR)
+#if defined(EDGE_ATTENTION_TILES)
 typedef struct {
   const edge_attention8 *layer;
   edge_attention_rows rows;

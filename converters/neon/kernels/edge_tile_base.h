@@ -5,6 +5,7 @@
  * 8 MAC a cycle on A72 (llvm-mca). */
 #pragma once
 enum { MR = 4, NR = 4, KR = 16, FLIP = 0 };
+#define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
 
 #define EDGE_MULTIPLY(OP, W, J)                                                                           \
   #OP " v8.8h, v0." #W ", v" #J "." #W "\n" #OP " v9.8h, v1." #W ", v" #J "." #W "\n"                       \

@@ -5,6 +5,7 @@
  * instructions, 32 MAC a cycle on Neoverse N1 (llvm-mca). Tiles of the last 1 to 4 rows are written with intrinsics. */
 #pragma once
 enum { MR = 8, NR = 12, KR = 4, FLIP = 0 };
+#define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
 
 /* Row I of the tile: lane L of register A times the three registers of B; accumulators are operands 0 to 23. */
 #define EDGE_DOT_3(OP, X, Y, Z, A, L)              \

@@ -10,7 +10,7 @@
 #define EDGE_KERNEL static __attribute__((noinline, unused))
 #define EDGE_UNROLL _Pragma("GCC unroll 64")
 
-#if defined(EDGE_ISA_BASE) || defined(EDGE_ISA_DOTPROD)
+#if defined(EDGE_ISA_BASE) || defined(EDGE_ISA_DOTPROD) || defined(EDGE_ISA_I8MM)
 #define EDGE_NEON 1
 #endif
 
