@@ -24,7 +24,8 @@ from edgesdk.targets import load_target
 from edgesdk.testing.needs import need
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
-QEMU_CPU = {"raspberry-pi/4": "cortex-a72", "raspberry-pi/5": "cortex-a76"}
+I8MM = str(Path(__file__).with_name("i8mm.toml"))
+QEMU_CPU = {"raspberry-pi/4": "cortex-a72", "raspberry-pi/5": "cortex-a76", I8MM: "max"}
 MODELS = [
     ("host", "vit", "fp32"), ("host", "vit", "w8a8"), ("host", "vit", "w8a8-dynamic"),
     ("host", "bert_pooler", "fp32"), ("host", "bert_pooler", "w8a8"), ("host", "bert_pooler", "w8a8-dynamic"),
@@ -34,6 +35,7 @@ MODELS = [
     ("raspberry-pi/5", "bert_pooler", "fp32"), ("raspberry-pi/5", "bert_pooler", "w8a8"),
     ("raspberry-pi/5", "bert_pooler", "w8a8-dynamic"),
     ("raspberry-pi/4", "vit", "w8a8"), ("raspberry-pi/4", "bert_pooler", "w8a8-dynamic"),
+    (I8MM, "bert_pooler", "w8a8"), (I8MM, "hidden_states", "w8a8"), (I8MM, "vit", "w8a8-dynamic"), (I8MM, "vit", "fp32"),
 ]
 ODD = TransformerSpec(
     TokenEmbedding(57, 24), 37, (Layer(3, 3, 13, 61), Layer(2, 1, 5, 3)), "pre", 1e-12, "gelu", "none", final_norm=True
@@ -119,14 +121,21 @@ def test_artifact_is_readable_and_honest(built) -> None:
 def test_isa_note_of_arm_binaries(built) -> None:
     assert read_isa(built("raspberry-pi/5", "vit", "w8a8").folder / "model") == ["neon", "dotprod"]
     assert read_isa(built("raspberry-pi/4", "vit", "w8a8").folder / "model") == ["neon"]
+    assert read_isa(built(I8MM, "bert_pooler", "w8a8").folder / "model") == ["neon", "dotprod", "i8mm"]
 
 
-def test_wrong_cpu_is_refused_with_a_message(built, tmp_path: Path) -> None:
-    case = built("raspberry-pi/5", "vit", "w8a8")
+@pytest.mark.parametrize(
+    ("target", "kind", "cpu", "reason"),
+    [("raspberry-pi/5", "vit", "cortex-a72", "dot product"), (I8MM, "bert_pooler", "cortex-a76", "matrix multiply")],
+)
+def test_wrong_cpu_is_refused_with_a_message(
+    built, tmp_path: Path, target: str, kind: str, cpu: str, reason: str
+) -> None:
+    case = built(target, kind, "w8a8")
     case.write_inputs(tmp_path / "in.bin")
     words = ("run", "--inputs", str(tmp_path / "in.bin"), "--n", str(ROWS), "--outputs", str(tmp_path / "out.bin"))
-    done = case.run(*words, cpu="cortex-a72")
-    assert done.returncode == 70 and "dot product" in done.stderr
+    done = case.run(*words, cpu=cpu)
+    assert done.returncode == 70 and reason in done.stderr
 
 
 def test_same_inputs_same_bytes(built, tmp_path: Path) -> None:
@@ -264,7 +273,7 @@ def test_check_accepts_what_converts(built) -> None:
     assert check(case.case.package(), load_target("host")) == []
 
 
-@pytest.mark.parametrize("target", ["host", "raspberry-pi/5"])
+@pytest.mark.parametrize("target", ["host", "raspberry-pi/5", I8MM])
 def test_every_compiler_builds_the_same_answers(built, tmp_path: Path, target: str) -> None:
     """gcc is the second choice behind clang; both must be right."""
     case = built(target, "vit", "w8a8")

@@ -231,6 +231,20 @@ def test_kernel_sets_by_target() -> None:
     assert choose(load_target("host")).triple == "x86_64-linux-gnu"
 
 
+@pytest.mark.parametrize(
+    ("triple", "features", "name"),
+    [
+        ("aarch64-linux-gnu", (), "base"), ("aarch64-linux-gnu", ("dotprod",), "dotprod"),
+        ("aarch64-linux-gnu", ("neon", "dotprod", "i8mm"), "i8mm"), ("x86_64-linux-gnu", (), "scalar"),
+        ("x86_64-linux-gnu", ("avx2", "fma"), "avx2"),
+    ],
+)
+def test_kernel_set_by_features(triple: str, features: tuple[str, ...], name: str) -> None:
+    target = load_target("rpi5")
+    cpu = target.cpu.model_copy(update={"features": features})
+    assert choose(target.model_copy(update={"triple": triple, "cpu": cpu})).name == name
+
+
 # --- ELF notes ------------------------------------------------------------------------------------------------------
 
 
