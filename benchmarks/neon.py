@@ -37,7 +37,6 @@ PUBLISHED = {
 }
 NOT_BUILT = {
     "block sparsity 50 % / 75 %: GEMM instructions of dense": ("≤ 0.55× / ≤ 0.30×", "its GEMM is not built"),
-    "i8mm GEMM inner loop, llvm-mca neoverse-n2": ("≥ 95 %", "the i8mm tile is not built"),
     "x86, w8a8, CPU time against the best peer, AMX refused to both": ("≤ 0.60×", "needs an idle machine"),
     "x86, w8a8, CPU time against the best peer, with AMX": ("≤ 1.0×", "needs an idle machine"),
     "x86, w8a8 against the best peer's fp32, CPU time": ("≤ 0.40×", "needs an idle machine"),

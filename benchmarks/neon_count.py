@@ -49,7 +49,7 @@ class Counter:
         which the runtimes do not find the CPU's features."""
         target = load_target(BOARDS.get(self.cpu, "raspberry-pi/5"))
         assert target.emulate is not None
-        if self.cpu == "max":
+        if self.cpu.startswith("max"):
             features = [*target.cpu.features, "i8mm"]
             target = target.model_copy(update={"cpu": target.cpu.model_copy(update={"features": features})})
         self.root.mkdir()

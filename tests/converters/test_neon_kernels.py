@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgesdk.converters.front import Encoding
 from edgesdk.converters.neon import reference
@@ -252,6 +254,23 @@ def shapes(kernels: KernelSet, n_tile: int) -> list[tuple[int, int, int]]:
     ms, ns = [*around(kernels.mr, 13), kernels.mr + 2, 2 * kernels.mr + 3], around(n_tile, 37)
     ks = [1, 3, 15, 16, 17, 64, 97]
     return [(m, ks[(i * 5 + j * 3) % len(ks)], n) for i, m in enumerate(ms) for j, n in enumerate(ns)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(KERNEL_SETS)), m=st.integers(1, 40), k=st.integers(1, 70), n=st.integers(1, 60),
+    seed=st.integers(0, 1000),
+)
+def test_packed_panels_hold_the_product(name: str, m: int, k: int, n: int, seed: int) -> None:
+    """Any size: a panel of A times a panel of B, step by step, is the plain product; unpacking gives A back."""
+    kernels, rng = KERNEL_SETS[name], np.random.default_rng(seed)
+    x, weight = rng.integers(-128, 128, (m, k)).astype(np.int8), rng.integers(-127, 128, (n, k)).astype(np.int8)
+    packed = pack_a(x, kernels)
+    np.testing.assert_array_equal(unpack_a(packed, m, k, kernels), x)
+    signed = (packed.view(np.uint8) ^ np.uint8(kernels.flip)).view(np.int8).astype(np.int64)
+    tiles = np.einsum("msik,nsjk->minj", signed, pack_b(weight, kernels).astype(np.int64), optimize=True)
+    product = tiles.reshape(tiles.shape[0] * kernels.mr, -1)[:m, :n]
+    np.testing.assert_array_equal(product, reference.accumulate(x, weight))
 
 
 def test_static_int8_linear_is_bit_exact(driver: Driver) -> None:

@@ -35,7 +35,8 @@ MODELS = [
     ("raspberry-pi/5", "bert_pooler", "fp32"), ("raspberry-pi/5", "bert_pooler", "w8a8"),
     ("raspberry-pi/5", "bert_pooler", "w8a8-dynamic"),
     ("raspberry-pi/4", "vit", "w8a8"), ("raspberry-pi/4", "bert_pooler", "w8a8-dynamic"),
-    (I8MM, "bert_pooler", "w8a8"), (I8MM, "hidden_states", "w8a8"), (I8MM, "vit", "w8a8-dynamic"), (I8MM, "vit", "fp32"),
+    (I8MM, "bert_pooler", "w8a8"), (I8MM, "hidden_states", "w8a8"), (I8MM, "vit", "w8a8-dynamic"),
+    (I8MM, "vit", "fp32"),
 ]
 ODD = TransformerSpec(
     TokenEmbedding(57, 24), 37, (Layer(3, 3, 13, 61), Layer(2, 1, 5, 3)), "pre", 1e-12, "gelu", "none", final_norm=True
