@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(?:[0-9a-f]{8}\s+)?(\S.*)$")
-BRANCH = re.compile(r"^(?:b\.\w+|cbn?z|tbn?z)\b.*?0x([0-9a-f]+)")
+BRANCH = re.compile(r"^(?:b\.\w+|cbn?z|tbn?z|j[a-z]+)\b.*?0x([0-9a-f]+)")
 MULTIPLY = {
     "base": (re.compile(r"^(?:s|u)mu?l[la]l?2?\b"), 8), "dotprod": (re.compile(r"^[su]dot\b"), 16),
-    "i8mm": (re.compile(r"^[su]mmla\b"), 32),
+    "i8mm": (re.compile(r"^[su]mmla\b"), 32), "avxvnni": (re.compile(r"^(?:\{vex\} )?vpdpbusd\b"), 32),
 }
 # The core of llvm-mca, MACs a cycle at its peak.
 CORES = {"base": ("cortex-a72", 8), "dotprod": ("neoverse-n1", 32), "i8mm": ("neoverse-n2", 64)}
@@ -34,7 +34,7 @@ class Loop:
     @property
     def on_stack(self) -> int:
         """Instructions that read or write the stack."""
-        return sum("[sp" in line for line in self.instructions)
+        return sum("[sp" in line or "(%rsp" in line for line in self.instructions)
 
 
 def find_loops(disassembly: str, kernels: KernelSet) -> list[Loop]:
@@ -64,12 +64,12 @@ def find_loops(disassembly: str, kernels: KernelSet) -> list[Loop]:
     return loops
 
 
-def disassemble(path: str) -> str | None:
-    """The text of an object file; None where llvm-objdump is not installed."""
+def disassemble(path: str, encoding: bool = False) -> str | None:
+    """The text of an object file, with the bytes of its instructions if `encoding`; None without llvm-objdump."""
     tool = next((name for name in ("llvm-objdump-19", "llvm-objdump") if shutil.which(name)), None)
     if tool is None:
         return None
-    command = [tool, "-d", "--no-show-raw-insn", path]
+    command = [tool, "-d", *([] if encoding else ["--no-show-raw-insn"]), path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
     return done.stdout if done.returncode == 0 else None
 

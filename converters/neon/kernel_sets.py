@@ -52,6 +52,9 @@ KERNEL_SETS = {
         zig_cpu="generic+v8_2a+dotprod+fullfp16+i8mm",
     ),
     "avx2": KernelSet("avx2", X86, 4, 16, 2, 16, ("avx2", "fma"), ("-mavx2", "-mfma")),
+    "avxvnni": KernelSet(
+        "avxvnni", X86, 4, 24, 4, 16, ("avx2", "fma", "avx_vnni"), ("-mavx2", "-mfma", "-mavxvnni"), 0x80,
+    ),
     "avx512vnni": KernelSet(
         "avx512vnni", X86, 8, 32, 4, 32, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
         ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"), 0x80,
@@ -59,7 +62,7 @@ KERNEL_SETS = {
     "scalar": KernelSet("scalar", X86, 4, 4, 1, 4, (), (), integer_attention=True),
 }
 # The fastest first; the last one runs on every CPU of the triple.
-ORDER = {AARCH64: ("i8mm", "dotprod", "base"), X86: ("avx512vnni", "avx2", "scalar")}
+ORDER = {AARCH64: ("i8mm", "dotprod", "base"), X86: ("avx512vnni", "avxvnni", "avx2", "scalar")}
 
 
 @cache

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,12 @@ int main(int argc, char **argv) {
 }
 """
 QEMU_CPU = {"base": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
+# The tile of AVX-VNNI in the encoding of AVX512-VNNI, for CPUs that have only that.
+EVEX = replace(
+    KERNEL_SETS["avxvnni"], isa=("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni"),
+    flags=("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512vnni"),
+)
+SETS = {**KERNEL_SETS, "avxvnni as EVEX": EVEX}
 
 
 class Driver:
@@ -209,10 +216,10 @@ class Driver:
         return [data[end - size : end] for end, size in zip(ends, self.expected, strict=True)]
 
 
-@pytest.fixture(scope="module", params=sorted(KERNEL_SETS))
+@pytest.fixture(scope="module", params=sorted(SETS))
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[KernelSet, Path]:
     """The driver, compiled for one kernel set."""
-    kernels = KERNEL_SETS[request.param]
+    kernels = SETS[request.param]
     toolchains = find_all(kernels.triple)
     need(bool(toolchains), f"no C compiler for {kernels.triple}")
     need(kernels.triple != AARCH64 or shutil.which("qemu-aarch64") is not None, "no qemu-aarch64 to run ARM code")

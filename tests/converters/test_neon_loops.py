@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,25 @@ def test_inner_loops_stay_in_registers_and_near_the_peak(name: str, tmp_path: Pa
     rates = [macs_per_cycle(loop, core) for loop in loops]
     need(None not in rates, "no llvm-mca")
     assert min(rate for rate in rates if rate is not None) >= 0.95 * peak
+
+
+def test_the_loop_of_avxvnni_is_vex_and_stays_in_registers(tmp_path: Path) -> None:
+    """CPUs with AVX-VNNI may lack AVX-512: no instruction may be EVEX, whose first byte is 62."""
+    kernels = KERNEL_SETS["avxvnni"]
+    toolchains = find_all(kernels.triple)
+    need(bool(toolchains), f"no C compiler for {kernels.triple}")
+    write_files(tmp_path, {**kernel_sources(), "calls.c": CALLS})
+    for toolchain in toolchains:
+        toolchain.compile("calls.c", "calls.o", model_flags(kernels, toolchain), tmp_path)
+        text = disassemble(str(tmp_path / "calls.o"))
+        bytes_too = disassemble(str(tmp_path / "calls.o"), encoding=True)
+        need(text is not None and bytes_too is not None, "no llvm-objdump")
+        loops = find_loops(text or "", kernels)
+        assert len(loops) == 2 and [loop.on_stack for loop in loops] == [0, 0]  # whole tiles of two GEMMs
+        assert {loop.macs for loop in loops} == {4 * 24 * 16}
+        codes = re.findall(r"^\s*[0-9a-f]+: (?:[0-9a-f]{2} )+.*$", bytes_too or "", re.MULTILINE)
+        first = {code.split()[1] for code in codes}
+        assert "c4" in first and "62" not in first
 
 
 def test_a_loop_on_the_stack_is_reported() -> None:

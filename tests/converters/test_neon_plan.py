@@ -237,6 +237,8 @@ def test_kernel_sets_by_target() -> None:
         ("aarch64-linux-gnu", (), "base"), ("aarch64-linux-gnu", ("dotprod",), "dotprod"),
         ("aarch64-linux-gnu", ("neon", "dotprod", "i8mm"), "i8mm"), ("x86_64-linux-gnu", (), "scalar"),
         ("x86_64-linux-gnu", ("avx2", "fma"), "avx2"),
+        ("x86_64-linux-gnu", ("avx2", "fma", "avx_vnni"), "avxvnni"),
+        ("x86_64-linux-gnu", ("avx_vnni", *KERNEL_SETS["avx512vnni"].isa), "avx512vnni"),
     ],
 )
 def test_kernel_set_by_features(triple: str, features: tuple[str, ...], name: str) -> None:

@@ -18,7 +18,7 @@ const char *edge_model_cpu(void) {
   return getauxval(AT_HWCAP) & ASIMDDP ? NULL : "this CPU has no dot product instructions (asimddp)";
 }
 
-#elif defined(EDGE_ISA_AVX2) || defined(EDGE_ISA_AVX512VNNI)
+#elif defined(EDGE_ISA_AVX2) || defined(EDGE_ISA_AVXVNNI) || defined(EDGE_ISA_AVX512VNNI)
 #include <cpuid.h>
 
 /* Features by CPUID, and whether the system saves their registers by XGETBV (not __builtin_cpu_supports, which answers
@@ -33,6 +33,9 @@ const char *edge_model_cpu(void) {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & AVX2) || (state & AVX_STATE) != AVX_STATE) return no_avx2;
 #if defined(EDGE_ISA_AVX512VNNI)
   if ((b & avx512) != avx512 || !(c & VNNI) || (state & AVX512_STATE) != AVX512_STATE) return no_vnni;
+#elif defined(EDGE_ISA_AVXVNNI)
+  enum { AVX_VNNI = 1 << 4 };
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX_VNNI)) return "this CPU has no AVX-VNNI";
 #endif
   (void)avx512;
   (void)no_vnni;

@@ -5,7 +5,7 @@
 enum { MF = 8, FV = 2 };
 #elif defined(EDGE_ISA_AVX512VNNI)
 enum { MF = 8, FV = 2 };
-#elif defined(EDGE_ISA_AVX2)
+#elif defined(EDGE_ISA_AVX2) || defined(EDGE_ISA_AVXVNNI)
 enum { MF = 4, FV = 2 };
 #else
 enum { MF = 4, FV = 4 };

@@ -27,7 +27,7 @@ EDGE_INLINE vf edge_requantize(vi acc, vf scale, vf zero) {
 /* Put VW int8 values (columns `column`...) of row `row` into a packed_a buffer. */
 EDGE_INLINE void edge_put_packed(int8_t *packed, int k, int row, int column, vi value) {
   int8_t bytes[VW];
-  vi_store_int8(bytes, value ^ vi_splat(FLIP));
+  vi_store_int8(bytes, value ^ vi_splat((int8_t)FLIP)); /* stays in the range of int8: stores may saturate */
   int8_t *panel = packed + (size_t)(row / MR) * MR * k + (row % MR) * KR;
   const int group = (int)VW < (int)KR ? (int)VW : (int)KR;
   EDGE_UNROLL for (int lane = 0; lane < VW; lane += group) {

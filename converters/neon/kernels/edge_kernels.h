@@ -9,6 +9,8 @@
 #include "edge_tile_i8mm.h"
 #elif defined(EDGE_ISA_AVX512VNNI)
 #include "edge_tile_avx512vnni.h"
+#elif defined(EDGE_ISA_AVXVNNI)
+#include "edge_tile_avxvnni.h"
 #elif defined(EDGE_ISA_AVX2)
 #include "edge_tile_avx2.h"
 #else

@@ -83,7 +83,7 @@ EDGE_INLINE vf vf_from_int8(const int8_t *p) {
 }
 EDGE_INLINE void vi_store_int8(int8_t *p, vi q) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((__m512i)q)); }
 
-#elif defined(EDGE_ISA_AVX2)
+#elif defined(EDGE_ISA_AVX2) || defined(EDGE_ISA_AVXVNNI)
 #include <immintrin.h>
 typedef __m256 vf;
 typedef int32_t vi __attribute__((vector_size(32), may_alias));
