@@ -33,6 +33,7 @@ from edgesdk.converters.neon.plan import (
     Tensor,
 )
 from edgesdk.converters.neon.specialize import AttendStatic, NormalizeStatic, exponent
+from edgesdk.converters.neon.storage import Stored
 
 
 class Weights:
@@ -52,11 +53,13 @@ class Weights:
 
 
 class Calls:
-    """Writes calls for buffers at `offsets` of the arena; collects their `weights` and the `declarations` of layers."""
+    """Writes calls for buffers at `offsets` of the arena; collects their `weights`, the `declarations` of
+    layers and how their int8 `matrices` are stored."""
 
     def __init__(self, kernels: KernelSet, offsets: Mapping[str, int]) -> None:
         self.kernels, self.offsets, self.weights = kernels, offsets, Weights()
         self.declarations: list[str] = []
+        self.matrices: list[Stored] = []
 
     def at(self, name: str, kind: str) -> str:
         return f"({kind} *)(arena + {self.offsets[name]})"
@@ -87,6 +90,10 @@ class Calls:
         name = f"layer{len(self.declarations)}"
         self.declarations.append(f"static const {kind} {name} = {{{', '.join(fields)}}};")
         return f"&{name}"
+
+    def declare_int8(self, fields: Sequence[str], stored: Stored) -> str:
+        self.matrices.append(stored)
+        return self.declare("edge_int8", fields)
 
     def residual(self, step: Dense) -> str:
         return self.floats(step.residual) if step.residual is not None else "NULL"
@@ -176,7 +183,7 @@ class Calls:
     def dense(self, step: Dense) -> str:
         result, rows, source = step.result, _rows(step.result), step.source
         if isinstance(step, DenseStatic):
-            layer = self.declare("edge_int8", static_layer(step, self.kernels, self.weight))
+            layer = self.declare_int8(*static_layer(step, self.kernels, self.weight))
             operands = f"{layer}, {self.bytes(source)}, {rows}"
             if result.layout == "packed_a":
                 return f"edge_int8_to_packed({operands}, {self.bytes(result)}, {stride(result)});"
@@ -184,7 +191,7 @@ class Calls:
             return f"edge_int8_to_float({operands}, {self.residual(step)}, {target});"
         if isinstance(step, DenseDynamic):
             assert step.scales is not None
-            layer = self.declare("edge_int8", dynamic_layer(step, self.kernels, self.weight))
+            layer = self.declare_int8(*dynamic_layer(step, self.kernels, self.weight))
             return (
                 f"edge_int8_dynamic({layer}, {self.bytes(source)}, {self.scales(step.scales)}, {rows}, "
                 f"{self.residual(step)}, {self.floats(result)}, {stride(result)});"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors, storage_notes
+from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors
 from edgesdk.converters.front import Graph, Linear, lower
 from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.branches import check_regions, settle
@@ -110,7 +110,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         length_input=length_input(package),
         executable="model",
         notes=(
-            f"compiled by {toolchain.name} {toolchain.version}", *storage_notes(package, packed=False),
+            f"compiled by {toolchain.name} {toolchain.version}", *sources.notes,
             *share_notes(graph, package.scheme), *plain_notes(plan), *loops,
         ),
     )

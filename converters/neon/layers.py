@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 
 from edgesdk.converters.front import Linear
 from edgesdk.converters.neon.kernel_sets import KernelSet
-from edgesdk.converters.neon.packing import ALIGN, pack_b, pack_float, pad, pad_rows, round_up
+from edgesdk.converters.neon.packing import ALIGN, pack_float, pad, pad_rows, round_up
 from edgesdk.converters.neon.plan import Dense
+from edgesdk.converters.neon.storage import Stored, store_matrix
 
 Store = Callable[[NDArray[np.generic], str], str]  # array, C type → C pointer
 
 
-def static_layer(step: Dense, kernels: KernelSet, store: Store) -> Sequence[str]:
-    """w8a8: bias - zero_x · Σw (and the offset of unsigned activations) in int32, scale s_x · s_w / s_y."""
+def static_layer(step: Dense, kernels: KernelSet, store: Store) -> tuple[Sequence[str], Stored]:
+    """w8a8: bias - zero_x · Σw (and the offset of unsigned activations) in int32, scale s_x · s_w / s_y; and how the
+    matrix is stored."""
     weight = _weights(step.linears)
+    stored = store_matrix(weight, kernels)
     count = round_up(len(weight), kernels.nr)
     sums = weight.astype(np.int64).sum(1)
     biases, scales, zeros, steps = [], [], [], []
@@ -37,27 +40,31 @@ def static_layer(step: Dense, kernels: KernelSet, store: Store) -> Sequence[str]
     if not varied:
         zero, scale_out = zero[:1].repeat(kernels.nr), scale_out[:1].repeat(kernels.nr)
     length = count if varied else kernels.nr
-    return [
-        store(pack_b(weight, kernels), "int8_t"),
+    fields = [
+        store(stored.weights, "int8_t"),
         store(pad(bias, count, np.int32), "int32_t"),
         store(pad(np.concatenate(scales), count, np.float32), "float"),
         store(pad(zero, length, np.float32), "float"),
         store(pad(scale_out, length, np.float32), "float"),
-        str(int(varied)), str(round_up(weight.shape[1], ALIGN)), str(count),
+        str(int(varied)), str(round_up(weight.shape[1], ALIGN)), str(count), *_blocks(stored, store),
     ]
+    return fields, stored
 
 
-def dynamic_layer(step: Dense, kernels: KernelSet, store: Store) -> Sequence[str]:
-    """w8a8-dynamic: Σw in int32, scale s_w, float bias; the activation's scale and zero point come at run time."""
+def dynamic_layer(step: Dense, kernels: KernelSet, store: Store) -> tuple[Sequence[str], Stored]:
+    """w8a8-dynamic: Σw in int32, scale s_w, float bias; the activation's scale and zero point come at run time; and
+    how the matrix is stored."""
     weight = _weights(step.linears)
+    stored = store_matrix(weight, kernels)
     count = round_up(len(weight), kernels.nr)
-    return [
-        store(pack_b(weight, kernels), "int8_t"),
+    fields = [
+        store(stored.weights, "int8_t"),
         store(pad(weight.astype(np.int64).sum(1), count, np.int32), "int32_t"),
         store(pad(np.concatenate([_scale(linear) for linear in step.linears]), count, np.float32), "float"),
         store(pad(np.concatenate([linear.bias for linear in step.linears]), count, np.float32), "float"),
-        "NULL", "0", str(round_up(weight.shape[1], ALIGN)), str(count),
+        "NULL", "0", str(round_up(weight.shape[1], ALIGN)), str(count), *_blocks(stored, store),
     ]
+    return fields, stored
 
 
 def float_layer(step: Dense, kernels: KernelSet, store: Store) -> Sequence[str]:
@@ -79,6 +86,12 @@ def w8_layer(step: Dense, store: Store) -> Sequence[str]:
         store(pad_rows(linear.weight), "int8_t"), store(_scale(linear), "float"),
         store(linear.bias.astype(np.float32), "float"), str(outputs), str(inputs), str(round_up(inputs, ALIGN)),
     ]
+
+
+def _blocks(stored: Stored, store: Store) -> Sequence[str]:
+    if stored.blocks is None or stored.strides is None:
+        return ["NULL", "NULL"]
+    return [store(stored.blocks, "edge_blocks"), store(stored.strides, "int32_t")]
 
 
 def _weights(linears: Sequence[Linear]) -> NDArray[Any]:

@@ -40,10 +40,11 @@ DRIVER = r"""
 
 static FILE *in, *out;
 static int p[12];
-static void *array[8];
+static void *array[12];
 
 static size_t size_of(int index, int element) { return ((size_t *)array[index])[-8] / (size_t)element; }
 static void get(int count) {
+  memset(array, 0, sizeof array);
   for (int i = 0; i < count; i++) {
     int64_t bytes;
     if (fread(&bytes, 8, 1, in) != 1) exit(3);
@@ -67,7 +68,7 @@ int main(int argc, char **argv) {
     memset(result, 0, sizeof result);
     memset(packed, 0, sizeof packed);
     get(p[10]);
-    edge_int8 layer = {array[0], array[1], array[2], array[3], array[4], p[0], p[1], p[2]};
+    edge_int8 layer = {array[0], array[1], array[2], array[3], array[4], p[0], p[1], p[2], array[8], array[9]};
     edge_float dense = {array[0], array[1], p[1], p[2]};
     size_t floats = 0; /* how many of `result` are the answer */
     switch (command) {
@@ -229,7 +230,8 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for name, content in kernel_sources().items():
         (folder / name).write_bytes(content)
     (folder / "driver.c").write_text(DRIVER)
-    toolchains[0].compile("driver.c", "driver.o", (f"-D{kernels.macro}=1", "-Werror", *kernels.flags), folder)
+    flags = (f"-D{kernels.macro}=1", "-DEDGE_BLOCKS=1", "-Werror", *kernels.flags)
+    toolchains[0].compile("driver.c", "driver.o", flags, folder)
     toolchains[0].link(("driver.o",), "driver", folder)
     return kernels, folder / "driver"
 

@@ -8,8 +8,14 @@
 
 enum { NV = NR / VW };
 
+/* A panel of a block-sparse matrix: `count` blocks [NR][KR] from block `begin` on; `offset` bytes from the start of a
+ * packed_a panel to the k-step of the first one. */
 typedef struct {
-  const int8_t *weights; /* packed_b */
+  int32_t begin, count, offset;
+} edge_blocks;
+
+typedef struct {
+  const int8_t *weights; /* packed_b; block-sparse: its blocks that are not zero */
   const int32_t *bias;   /* [n]: static: bias - zero_x * sum(w) (- 128 sum(w) if FLIP); dynamic: sum(w) */
   const float *scale;    /* [n]: static: s_x * s_w / s_y; dynamic: s_w */
   const float *zero;     /* zero point of the output; dynamic: float bias [n] */
@@ -17,7 +23,51 @@ typedef struct {
   int varied;            /* 1: zero and step are [n]; 0: they are [NR], the same for all columns */
   int k;                 /* padded inputs */
   int n;                 /* padded outputs */
+  const edge_blocks *blocks; /* block-sparse: [n / NR]; else NULL */
+  const int32_t *strides;    /* of each block: bytes from its k-step in packed_a to that of the next block */
 } edge_int8;
+
+/* What the tiles of one panel of NR columns work with: all that does not depend on the row. */
+typedef struct {
+  const int8_t *weights;
+  const int32_t *strides; /* NULL: all k-steps */
+  int steps, offset;
+  const int32_t *start; /* [EDGE_START_ROWS][NR], or [NR] where no tile is whole */
+  const float *scale, *zero, *step;
+  int depth; /* layer->k */
+#if defined(EDGE_NEON)
+  int16x4_t shift[NV]; /* `zero` as integers */
+#endif
+} edge_panel;
+
+#ifndef EDGE_START_ROWS
+#define EDGE_START_ROWS 1 /* how many times the tile wants its first sums side by side */
+#endif
+
+EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, const int32_t *start, int32_t *starts) {
+  const int at = layer->varied ? n : 0;
+  edge_panel panel = {
+      .weights = layer->weights + (size_t)n * layer->k, .steps = layer->k / KR, .start = start,
+      .scale = layer->scale + n, .zero = layer->zero + at, .step = layer->step + at, .depth = layer->k,
+  };
+#if defined(EDGE_NEON)
+  EDGE_UNROLL for (int j = 0; j < NV; j++) panel.shift[j] = vqmovn_s32(vf_to_int(vf_load(panel.zero + j * VW)));
+#endif
+#if defined(EDGE_BLOCKS)
+  if (layer->blocks) {
+    const edge_blocks *blocks = layer->blocks + n / NR;
+    panel.weights = layer->weights + (size_t)blocks->begin * NR * KR;
+    panel.strides = layer->strides + blocks->begin;
+    panel.steps = blocks->count;
+    panel.offset = blocks->offset;
+  }
+#endif
+  if (EDGE_START_ROWS > 1 && rows > MR / 2) {
+    EDGE_UNROLL for (int i = 0; i < EDGE_START_ROWS; i++) memcpy(starts + i * NR, start, NR * sizeof *start);
+    panel.start = starts;
+  }
+  return panel;
+}
 
 /* The quantized output as a float integer in [-128, 127]. */
 EDGE_INLINE vf edge_requantize(vi acc, vf scale, vf zero) {
@@ -59,33 +109,41 @@ EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const
 }
 #endif
 
-/* Call TILE(m, n, tile rows) for all tiles of [rows, layer->n]: whole tiles, then the smallest of MR, MR / 2 and 1 rows
- * that covers the rest (a compile-time constant inside of TILE). */
-#define EDGE_FOR_TILES(TILE, ...)                            \
-  for (int n = 0; n < layer->n; n += NR)                     \
-    for (int m = 0; m < rows; m += MR) {                     \
-      if (rows - m > MR / 2) TILE(__VA_ARGS__, m, n, MR);    \
-      else if (rows - m > 1) TILE(__VA_ARGS__, m, n, MR / 2); \
-      else TILE(__VA_ARGS__, m, n, 1);                       \
-    }
+/* Call TILE(panel, m, n, tile rows) for all tiles of [rows, layer->n], whose sums begin with START: whole tiles, then the
+ * smallest of MR, MR / 2 and 1 rows that covers the rest (a compile-time constant inside of TILE). */
+#define EDGE_FOR_TILES(TILE, START, ...)                                   \
+  for (int n = 0; n < layer->n; n += NR) {                                 \
+    int32_t starts[EDGE_START_ROWS * NR];                                  \
+    const edge_panel panel = edge_panel_at(layer, n, rows, START, starts); \
+    int m = 0;                                                             \
+    for (; m < rows - MR / 2; m += MR) TILE(__VA_ARGS__, &panel, m, n, MR); \
+    if (rows - m > 1) TILE(__VA_ARGS__, &panel, m, n, MR / 2);             \
+    else if (rows - m > 0) TILE(__VA_ARGS__, &panel, m, n, 1);             \
+  }
 
-EDGE_INLINE void edge_products(const edge_int8 *layer, const int8_t *x, int m, int n, const int rows,
-                               const int32_t *start, vi acc[MR][NV]) {
-  edge_tile(x + (size_t)m * layer->k, layer->weights + (size_t)n * layer->k, layer->k / KR, rows, start, acc);
+/* acc = start + the rows of x from `m` on times a panel. */
+EDGE_INLINE void edge_products(const int8_t *x, const edge_panel *panel, int m, const int rows, vi acc[MR][NV]) {
+  const int8_t *a = x + panel->offset + (size_t)m * panel->depth;
+#if defined(EDGE_BLOCKS)
+  if (panel->strides) {
+    edge_tile_blocks(a, panel->weights, panel->strides, panel->steps, rows, panel->start, acc);
+    return;
+  }
+#endif
+  edge_tile(a, panel->weights, panel->steps, rows, panel->start, acc);
 }
 
 /* out [rows, stride] = dequantize(requantize(x W + bias)) (+ residual). */
-EDGE_INLINE void edge_tile_to_float(const edge_int8 *layer, const int8_t *x, const float *residual, float *out,
-                                    int stride, int m, int n, const int rows) {
+EDGE_INLINE void edge_tile_to_float(const int8_t *x, const float *residual, float *out, int stride,
+                                    const edge_panel *panel, int m, int n, const int rows) {
   vi acc[MR][NV];
-  edge_products(layer, x, m, n, rows, layer->bias + n, acc);
+  edge_products(x, panel, m, rows, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
     int column = n + j * VW;
-    if (column >= stride) break;
-    int at = layer->varied ? column : j * VW;
-    vf scale = vf_load(layer->scale + column);
-    vf zero = vf_load(layer->zero + at);
-    vf step = vf_load(layer->step + at);
+    if (j && column >= stride) break;
+    vf scale = vf_load(panel->scale + j * VW);
+    vf zero = vf_load(panel->zero + j * VW);
+    vf step = vf_load(panel->step + j * VW);
     vf low = vf_splat(-128.0f) - zero;
     vf high = vf_splat(127.0f) - zero;
     EDGE_UNROLL for (int i = 0; i < rows; i++) {
@@ -99,20 +157,18 @@ EDGE_INLINE void edge_tile_to_float(const edge_int8 *layer, const int8_t *x, con
 
 EDGE_KERNEL void edge_int8_to_float(const edge_int8 *layer, const int8_t *x, int rows, const float *residual,
                                     float *out, int stride) {
-  EDGE_FOR_TILES(edge_tile_to_float, layer, x, residual, out, stride)
+  EDGE_FOR_TILES(edge_tile_to_float, layer->bias + n, x, residual, out, stride)
 }
 
 /* out (packed_a with `k` columns) = requantize(x W + bias). */
 #if defined(EDGE_ISA_I8MM)
 /* All 8 columns of two rows at once: they are 16 bytes of a step in packed_a. */
-EDGE_INLINE void edge_tile_to_packed(const edge_int8 *layer, const int8_t *x, int8_t *out, int k, int m, int n,
+EDGE_INLINE void edge_tile_to_packed(const int8_t *x, int8_t *out, int k, const edge_panel *panel, int m, int n,
                                      const int rows) {
   vi acc[MR][NV];
-  edge_products(layer, x, m, n, rows, layer->bias + n, acc);
-  const int at = layer->varied ? n : 0;
-  const vf left = vf_load(layer->scale + n), right = vf_load(layer->scale + n + VW);
-  const int16x8_t zero = vcombine_s16(vqmovn_s32(vf_to_int(vf_load(layer->zero + at))),
-                                      vqmovn_s32(vf_to_int(vf_load(layer->zero + at + VW))));
+  edge_products(x, panel, m, rows, acc);
+  const vf left = vf_load(panel->scale), right = vf_load(panel->scale + VW);
+  const int16x8_t zero = vcombine_s16(panel->shift[0], panel->shift[1]);
   int8x8_t bytes[MR];
   EDGE_UNROLL for (int i = 0; i < rows; i++) {
     int16x4_t low = vqmovn_s32(vf_to_int(vf_from_int(acc[i][0]) * left));
@@ -124,22 +180,21 @@ EDGE_INLINE void edge_tile_to_packed(const edge_int8 *layer, const int8_t *x, in
     vst1q_s8(step + i * KR, vcombine_s8(bytes[i], bytes[i + 1 < rows ? i + 1 : i]));
 }
 #else
-EDGE_INLINE void edge_tile_to_packed(const edge_int8 *layer, const int8_t *x, int8_t *out, int k, int m, int n,
+EDGE_INLINE void edge_tile_to_packed(const int8_t *x, int8_t *out, int k, const edge_panel *panel, int m, int n,
                                      const int rows) {
   vi acc[MR][NV];
-  edge_products(layer, x, m, n, rows, layer->bias + n, acc);
+  edge_products(x, panel, m, rows, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
     int column = n + j * VW;
-    if (column >= k) break;
-    int at = layer->varied ? column : j * VW;
-    vf scale = vf_load(layer->scale + column);
-    vf zero = vf_load(layer->zero + at);
+    if (j && column >= k) break;
+    vf scale = vf_load(panel->scale + j * VW);
 #if defined(EDGE_NEON)
     vi integers[MR];
     EDGE_UNROLL for (int i = 0; i < rows; i++) integers[i] = vf_to_int(vf_from_int(acc[i][j]) * scale);
     EDGE_UNROLL for (int i = rows; i < MR; i++) integers[i] = integers[0];
-    edge_put_rows(out, k, m, column, integers, vqmovn_s32(vf_to_int(zero)));
+    edge_put_rows(out, k, m, column, integers, panel->shift[j]);
 #else
+    vf zero = vf_load(panel->zero + j * VW);
     EDGE_UNROLL for (int i = 0; i < rows; i++)
       edge_put_packed(out, k, m + i, column, vf_to_int(edge_requantize(acc[i][j], scale, zero)));
 #endif
@@ -148,22 +203,21 @@ EDGE_INLINE void edge_tile_to_packed(const edge_int8 *layer, const int8_t *x, in
 #endif
 
 EDGE_KERNEL void edge_int8_to_packed(const edge_int8 *layer, const int8_t *x, int rows, int8_t *out, int k) {
-  EDGE_FOR_TILES(edge_tile_to_packed, layer, x, out, k)
+  EDGE_FOR_TILES(edge_tile_to_packed, layer->bias + n, x, out, k)
 }
 
 /* out [rows, stride] = s_row * s_w * (x - zero_row) W + bias (+ residual); scales and zero points of rows in
  * `row_scale` and `row_zero` (with 128 added if FLIP). */
 EDGE_INLINE void edge_tile_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale,
-                                   const int32_t *row_zero, const float *residual, float *out, int stride, int m, int n,
-                                   const int rows) {
+                                   const int32_t *row_zero, const float *residual, float *out, int stride,
+                                   const edge_panel *panel, int m, int n, const int rows) {
   vi acc[MR][NV];
-  static const int32_t zeros[NR];
-  edge_products(layer, x, m, n, rows, zeros, acc);
+  edge_products(x, panel, m, rows, acc);
   EDGE_UNROLL for (int j = 0; j < NV; j++) {
     int column = n + j * VW;
-    if (column >= stride) break;
+    if (j && column >= stride) break;
     vi sums = vi_load(layer->bias + column);
-    vf scale = vf_load(layer->scale + column);
+    vf scale = vf_load(panel->scale + j * VW);
     vf bias = vf_load(layer->zero + column);
     EDGE_UNROLL for (int i = 0; i < rows; i++) {
       size_t place = (size_t)(m + i) * stride + column;
@@ -177,7 +231,8 @@ EDGE_INLINE void edge_tile_dynamic(const edge_int8 *layer, const int8_t *x, cons
 
 EDGE_KERNEL void edge_int8_dynamic(const edge_int8 *layer, const int8_t *x, const float *row_scale,
                                    const int32_t *row_zero, int rows, const float *residual, float *out, int stride) {
-  EDGE_FOR_TILES(edge_tile_dynamic, layer, x, row_scale, row_zero, residual, out, stride)
+  static const int32_t zeros[NR];
+  EDGE_FOR_TILES(edge_tile_dynamic, zeros, layer, x, row_scale, row_zero, residual, out, stride)
 }
 
 /* clamp(round(value) + zero) of the 16 (or VW) columns from `column` on of one row into a packed_a buffer. */

@@ -16,6 +16,15 @@
 #else
 #include "edge_tile_scalar.h"
 #endif
+#if defined(EDGE_BLOCKS) /* the model has block-sparse layers */
+#if defined(EDGE_ISA_BASE)
+#include "edge_blocks_base.h"
+#elif defined(EDGE_ISA_DOTPROD)
+#include "edge_blocks_dotprod.h"
+#else
+#include "edge_blocks_gathered.h"
+#endif
+#endif
 #include "edge_gemm_int8.h"
 #include "edge_math.h"
 #include "edge_gemm_float.h"

@@ -13,9 +13,9 @@ enum { MR = 4, NR = 4, KR = 16, FLIP = 0 };
 #define EDGE_PAIRS(X, Y, Z, W)                                                                           \
   "sadalp %" #X ".4s, v8.8h\nsadalp %" #Y ".4s, v9.8h\nsadalp %" #Z ".4s, v10.8h\nsadalp %" #W ".4s, v11.8h\n"
 #define EDGE_COLUMN(J, X, Y, Z, W) EDGE_MULTIPLY(smull, 8b, J) EDGE_MULTIPLY(smlal2, 16b, J) EDGE_PAIRS(X, Y, Z, W)
-#define EDGE_STEP_4x4                                                                                    \
-  "ld1 {v0.16b-v3.16b}, [x9], #64\nld1 {v4.16b-v7.16b}, [x10], #64\n" EDGE_COLUMN(4, 0, 4, 8, 12)         \
-  EDGE_COLUMN(5, 1, 5, 9, 13) EDGE_COLUMN(6, 2, 6, 10, 14) EDGE_COLUMN(7, 3, 7, 11, 15)
+#define EDGE_PRODUCTS_4x4                                                                                \
+  EDGE_COLUMN(4, 0, 4, 8, 12) EDGE_COLUMN(5, 1, 5, 9, 13) EDGE_COLUMN(6, 2, 6, 10, 14) EDGE_COLUMN(7, 3, 7, 11, 15)
+#define EDGE_STEP_4x4 "ld1 {v0.16b-v3.16b}, [x9], #64\nld1 {v4.16b-v7.16b}, [x10], #64\n" EDGE_PRODUCTS_4x4
 #define EDGE_ZERO_4(X, Y, Z, W) \
   "movi %" #X ".4s, #0\nmovi %" #Y ".4s, #0\nmovi %" #Z ".4s, #0\nmovi %" #W ".4s, #0\n"
 #define EDGE_OUT_4(I) "=&w"(sum[I][0]), "=&w"(sum[I][1]), "=&w"(sum[I][2]), "=&w"(sum[I][3])
@@ -38,6 +38,30 @@ EDGE_INLINE void edge_tile_4x4(const int8_t *a, const int8_t *b, int steps, int3
             "memory");
 }
 
+EDGE_INLINE void edge_no_sums(const int rows, int32x4_t sum[4][4]) {
+  EDGE_UNROLL for (int i = 0; i < rows; i++)
+    EDGE_UNROLL for (int j = 0; j < 4; j++) sum[i][j] = vdupq_n_s32(0);
+}
+
+/* One step of 1 or 2 rows. */
+EDGE_INLINE void edge_smull_rows(const int8_t *a, const int8_t *b, const int rows, int32x4_t sum[4][4]) {
+  EDGE_UNROLL for (int j = 0; j < 4; j++) {
+    int8x16_t column = vld1q_s8(b + 16 * j);
+    EDGE_UNROLL for (int i = 0; i < rows; i++) {
+      int8x16_t row = vld1q_s8(a + 16 * i);
+      int16x8_t pair = vmull_s8(vget_low_s8(row), vget_low_s8(column));
+      sum[i][j] = vpadalq_s16(sum[i][j], vmlal_high_s8(pair, row, column));
+    }
+  }
+}
+
+/* acc [rows][4] = start [4] + the sums across each vector. */
+EDGE_INLINE void edge_add_up(const int rows, const int32_t *start, int32x4_t sum[4][4], vi acc[MR][NR / VW]) {
+  int32x4_t first = vld1q_s32(start);
+  EDGE_UNROLL for (int i = 0; i < rows; i++)
+    acc[i][0] = vaddq_s32(first, vpaddq_s32(vpaddq_s32(sum[i][0], sum[i][1]), vpaddq_s32(sum[i][2], sum[i][3])));
+}
+
 /* acc [rows][4] = start [4] + a b; `rows` is 4, 2 or 1. */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
@@ -45,21 +69,10 @@ EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const in
   if (rows == 4) {
     edge_tile_4x4(a, b, steps, sum);
   } else {
-    EDGE_UNROLL for (int i = 0; i < rows; i++)
-      EDGE_UNROLL for (int j = 0; j < 4; j++) sum[i][j] = vdupq_n_s32(0);
-    for (; steps; steps--, a += 64, b += 64)
-      EDGE_UNROLL for (int j = 0; j < 4; j++) {
-        int8x16_t column = vld1q_s8(b + 16 * j);
-        EDGE_UNROLL for (int i = 0; i < rows; i++) {
-          int8x16_t row = vld1q_s8(a + 16 * i);
-          int16x8_t pair = vmull_s8(vget_low_s8(row), vget_low_s8(column));
-          sum[i][j] = vpadalq_s16(sum[i][j], vmlal_high_s8(pair, row, column));
-        }
-      }
+    edge_no_sums(rows, sum);
+    for (; steps; steps--, a += 64, b += 64) edge_smull_rows(a, b, rows, sum);
   }
-  int32x4_t first = vld1q_s32(start);
-  EDGE_UNROLL for (int i = 0; i < rows; i++)
-    acc[i][0] = vaddq_s32(first, vpaddq_s32(vpaddq_s32(sum[i][0], sum[i][1]), vpaddq_s32(sum[i][2], sum[i][3])));
+  edge_add_up(rows, start, sum, acc);
 }
 
 /* Tiles of attention: A and B are panels of 4 rows, [steps][4][16]. Both are activations, and -128 * -128 twice does not

@@ -7,26 +7,41 @@
 enum { MR = 8, NR = 12, KR = 4, FLIP = 0 };
 #define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
 
-/* Row I of the tile: lane L of register A times the three registers of B; accumulators are operands 0 to 23. */
-#define EDGE_DOT_3(OP, X, Y, Z, A, L)              \
-  #OP " %" #X ".4s, v4.16b, v" #A ".4b[" #L "]\n"  \
-  #OP " %" #Y ".4s, v5.16b, v" #A ".4b[" #L "]\n"  \
-  #OP " %" #Z ".4s, v6.16b, v" #A ".4b[" #L "]\n"
-#define EDGE_SDOT_24(A, B)                                                                                   \
-  "ld1 {v4.16b-v6.16b}, [x10], #48\n" EDGE_DOT_3(sdot, 0, 1, 2, A, 0) EDGE_DOT_3(sdot, 3, 4, 5, A, 1)        \
-      EDGE_DOT_3(sdot, 6, 7, 8, A, 2) EDGE_DOT_3(sdot, 9, 10, 11, A, 3) EDGE_DOT_3(sdot, 12, 13, 14, B, 0)   \
-          EDGE_DOT_3(sdot, 15, 16, 17, B, 1) EDGE_DOT_3(sdot, 18, 19, 20, B, 2) EDGE_DOT_3(sdot, 21, 22, 23, B, 3)
-#define EDGE_SDOT_48 "ld1 {v0.16b-v3.16b}, [x9], #64\n" EDGE_SDOT_24(0, 1) EDGE_SDOT_24(2, 3)
-#define EDGE_START_3(X, Y, Z) "mov %" #X ".16b, v4.16b\nmov %" #Y ".16b, v5.16b\nmov %" #Z ".16b, v6.16b\n"
-#define EDGE_OUT_3(I) "=&w"(acc[I][0]), "=&w"(acc[I][1]), "=&w"(acc[I][2])
+#define EDGE_START_ROWS 8
+
+/* The accumulators of row I are v(8 + 3 I) and the two behind it, so that 6 loads fill all of them. Each row: lane L of
+ * register A times the three registers of B. */
+#define EDGE_DOT_3(OP, X, Y, Z, A, L)             \
+  #OP " v" #X ".4s, v4.16b, v" #A ".4b[" #L "]\n" \
+  #OP " v" #Y ".4s, v5.16b, v" #A ".4b[" #L "]\n" \
+  #OP " v" #Z ".4s, v6.16b, v" #A ".4b[" #L "]\n"
+#define EDGE_SDOT_24(A, B)                                                                                        \
+  "ld1 {v4.16b-v6.16b}, [x10], #48\n" EDGE_DOT_3(sdot, 8, 9, 10, A, 0) EDGE_DOT_3(sdot, 11, 12, 13, A, 1)         \
+      EDGE_DOT_3(sdot, 14, 15, 16, A, 2) EDGE_DOT_3(sdot, 17, 18, 19, A, 3) EDGE_DOT_3(sdot, 20, 21, 22, B, 0)    \
+          EDGE_DOT_3(sdot, 23, 24, 25, B, 1) EDGE_DOT_3(sdot, 26, 27, 28, B, 2) EDGE_DOT_3(sdot, 29, 30, 31, B, 3)
+#define EDGE_SDOT_48 "ld1 {v0.16b-v3.16b}, [%[a]], #64\n" EDGE_SDOT_24(0, 1) EDGE_SDOT_24(2, 3)
+#define EDGE_START_24                                                                   \
+  "ld1 {v8.4s-v11.4s}, [x11], #64\nld1 {v12.4s-v15.4s}, [x11], #64\n"                   \
+  "ld1 {v16.4s-v19.4s}, [x11], #64\nld1 {v20.4s-v23.4s}, [x11], #64\n"                  \
+  "ld1 {v24.4s-v27.4s}, [x11], #64\nld1 {v28.4s-v31.4s}, [x11]\n"
+/* Around an asm statement: names for the registers, the operands, and the way into acc. */
+#define EDGE_ROW_3(I, X, Y, Z)                                                                          \
+  register int32x4_t c##I##0 __asm__("v" #X), c##I##1 __asm__("v" #Y), c##I##2 __asm__("v" #Z);
+#define EDGE_ROWS_24                                                                                    \
+  EDGE_ROW_3(0, 8, 9, 10) EDGE_ROW_3(1, 11, 12, 13) EDGE_ROW_3(2, 14, 15, 16) EDGE_ROW_3(3, 17, 18, 19) \
+  EDGE_ROW_3(4, 20, 21, 22) EDGE_ROW_3(5, 23, 24, 25) EDGE_ROW_3(6, 26, 27, 28) EDGE_ROW_3(7, 29, 30, 31)
+#define EDGE_OUT_3(I) "=&w"(c##I##0), "=&w"(c##I##1), "=&w"(c##I##2)
+#define EDGE_OUT_24                                                                                     \
+  EDGE_OUT_3(0), EDGE_OUT_3(1), EDGE_OUT_3(2), EDGE_OUT_3(3), EDGE_OUT_3(4), EDGE_OUT_3(5), EDGE_OUT_3(6), EDGE_OUT_3(7)
+#define EDGE_PUT_3(I) acc[I][0] = c##I##0, acc[I][1] = c##I##1, acc[I][2] = c##I##2;
+#define EDGE_PUT_24                                                                                     \
+  EDGE_PUT_3(0) EDGE_PUT_3(1) EDGE_PUT_3(2) EDGE_PUT_3(3) EDGE_PUT_3(4) EDGE_PUT_3(5) EDGE_PUT_3(6) EDGE_PUT_3(7)
 
 EDGE_INLINE void edge_tile_8x12(const int8_t *a, const int8_t *b, int steps, const int32_t *start, int32x4_t acc[8][3]) {
-  __asm__("ld1 {v4.4s-v6.4s}, [%[start]]\n"
-          "mov x9, %[a]\n"
-          "mov x10, %[b]\n"
+  EDGE_ROWS_24
+  __asm__("mov x10, %[b]\n"
+          "mov x11, %[start]\n" EDGE_START_24
           "subs w11, %w[steps], #8\n"
-          EDGE_START_3(0, 1, 2) EDGE_START_3(3, 4, 5) EDGE_START_3(6, 7, 8) EDGE_START_3(9, 10, 11)
-          EDGE_START_3(12, 13, 14) EDGE_START_3(15, 16, 17) EDGE_START_3(18, 19, 20) EDGE_START_3(21, 22, 23)
           "b.lt 2f\n"
           "1:\n"
           EDGE_SDOT_48 EDGE_SDOT_48 EDGE_SDOT_48 EDGE_SDOT_48
@@ -36,13 +51,26 @@ EDGE_INLINE void edge_tile_8x12(const int8_t *a, const int8_t *b, int steps, con
           "tbz w11, #2, 3f\n" /* 4 steps are left: -4 has this bit, -8 has not */
           EDGE_SDOT_48 EDGE_SDOT_48
           "3:\n"
-          : EDGE_OUT_3(0), EDGE_OUT_3(1), EDGE_OUT_3(2), EDGE_OUT_3(3), EDGE_OUT_3(4), EDGE_OUT_3(5), EDGE_OUT_3(6),
-            EDGE_OUT_3(7)
-          : [a] "r"(a), [b] "r"(b), [steps] "r"(steps), [start] "r"(start)
-          : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "x9", "x10", "x11", "cc", "memory");
+          : EDGE_OUT_24, [a] "+r"(a)
+          : [b] "r"(b), [steps] "r"(steps), [start] "r"(start)
+          : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "x10", "x11", "cc", "memory");
+  EDGE_PUT_24
 }
 
-/* acc [rows][12] = start [12] + a b; `steps` is a multiple of 4 (K is one of 16), `rows` is 8, 4 or 1. */
+/* One step of 4 rows or of 1. */
+EDGE_INLINE void edge_sdot_rows(const int8_t *a, const int8_t *b, const int rows, int32x4_t acc[8][3]) {
+  int8x16_t row = vld1q_s8(a);
+  EDGE_UNROLL for (int j = 0; j < 3; j++) {
+    int8x16_t column = vld1q_s8(b + 16 * j);
+    acc[0][j] = vdotq_laneq_s32(acc[0][j], column, row, 0);
+    if (rows == 1) continue;
+    acc[1][j] = vdotq_laneq_s32(acc[1][j], column, row, 1);
+    acc[2][j] = vdotq_laneq_s32(acc[2][j], column, row, 2);
+    acc[3][j] = vdotq_laneq_s32(acc[3][j], column, row, 3);
+  }
+}
+
+/* acc [rows][12] = start + a b; `steps` is a multiple of 4 (K is one of 16), `rows` is 8, 4 or 1. */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
   if (rows == 8) {
@@ -52,17 +80,7 @@ EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const in
   EDGE_UNROLL for (int i = 0; i < rows; i++)
     EDGE_UNROLL for (int j = 0; j < 3; j++) acc[i][j] = vld1q_s32(start + 4 * j);
   for (; steps; steps -= 4)
-    EDGE_UNROLL for (int step = 0; step < 4; step++, a += 32, b += 48) {
-      int8x16_t row = vld1q_s8(a);
-      EDGE_UNROLL for (int j = 0; j < 3; j++) {
-        int8x16_t column = vld1q_s8(b + 16 * j);
-        acc[0][j] = vdotq_laneq_s32(acc[0][j], column, row, 0);
-        if (rows == 1) continue;
-        acc[1][j] = vdotq_laneq_s32(acc[1][j], column, row, 1);
-        acc[2][j] = vdotq_laneq_s32(acc[2][j], column, row, 2);
-        acc[3][j] = vdotq_laneq_s32(acc[3][j], column, row, 3);
-      }
-    }
+    EDGE_UNROLL for (int step = 0; step < 4; step++, a += 32, b += 48) edge_sdot_rows(a, b, rows, acc);
 }
 
 /* 8 x 8 tiles of attention: A and B are panels of 8 rows, [steps][8][4], `steps` a multiple of 4. */

@@ -1,0 +1,132 @@
+"""How int8 matrices lie in a binary: block-sparse layers give what dense ones give, bit by bit, on every kernel set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_neon_kernels import Driver, driver, floats, program, round_up, rows_of, shapes
+
+from edgesdk.converters.neon import reference
+from edgesdk.converters.neon.kernel_sets import KERNEL_SETS, KernelSet
+from edgesdk.converters.neon.packing import ALIGN, ROWS, pack_a, pack_b, pad, unpack_a
+from edgesdk.converters.neon.storage import (
+    SPARSE_FROM,
+    Stored,
+    kernel_macros,
+    pack_blocks,
+    storage_summary,
+    store_matrix,
+    unpack_blocks,
+)
+
+__all__ = ["driver", "program"]
+DENSITIES = ("none", "one block", "half", "all")
+
+
+def sparse_matrix(
+    rng: np.random.Generator, n: int, k: int, kernels: KernelSet, density: str
+) -> np.ndarray:
+    """int8 [n, k] whose blocks are kept as the density says."""
+    cells = (round_up(n, kernels.nr) // kernels.nr, round_up(k, kernels.kr) // kernels.kr)
+    kept = {"none": np.zeros(cells, bool), "all": np.ones(cells, bool), "half": rng.random(cells) < 0.5}.get(density)
+    if kept is None:
+        kept = np.arange(cells[0] * cells[1]).reshape(cells) == rng.integers(cells[0] * cells[1])
+    mask = kept.repeat(kernels.nr, 0).repeat(kernels.kr, 1)[:n, :k]
+    return np.where(mask, rng.integers(-127, 128, (n, k)), 0).astype(np.int8)
+
+
+def layer_arrays(stored: Stored, *arrays: np.ndarray | None) -> list[np.ndarray | None]:
+    """The operands of the driver's commands for int8 layers: `arrays` are [1] to [7]."""
+    padded = [*arrays, *(None,) * (7 - len(arrays))]
+    return [stored.weights, *padded, stored.blocks, stored.strides]
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_static_layers_are_bit_exact(driver: Driver, density: str) -> None:
+    rng, kernels, checks = np.random.default_rng(len(density)), driver.kernels, []
+    for index, (m, k, n) in enumerate(shapes(kernels, kernels.nr)):
+        x = rng.integers(-128, 128, (m, k)).astype(np.int8)
+        weight = sparse_matrix(rng, n, k, kernels, density)
+        bias = rng.integers(-5000, 5000, n)
+        scale = (rng.uniform(0.2, 3.0, n) / (40 * k)).astype(np.float32)
+        varied = index % 3 == 0
+        zero = rng.integers(-128, 128, n if varied else 1).astype(np.float32)
+        step = rng.uniform(0.01, 0.1, n if varied else 1).astype(np.float32)
+        residual = rng.standard_normal((m, n)).astype(np.float32) if index % 2 else None
+        count, depth, stride = round_up(n, kernels.nr), round_up(k, ALIGN), round_up(n, ALIGN)
+        folded = bias - kernels.flip * weight.astype(np.int64).sum(1)
+        columns = [pad(part, count, np.float32) if varied else part.repeat(kernels.nr) for part in (zero, step)]
+        arrays = layer_arrays(
+            pack_blocks(weight, kernels), pad(folded, count, np.int32), pad(scale, count, np.float32), *columns,
+            pack_a(x, kernels), None if residual is None else rows_of(residual),
+        )
+        driver.call(1, [varied, depth, count, m, stride], arrays, m * stride * 4)
+        checks.append((stride, n, reference.linear_static(x, weight, bias, scale, zero, step, residual)))
+        size = round_up(m, ROWS) * stride
+        driver.call(2, [varied, depth, count, m, stride, size], arrays, size)
+        checks.append((None, (m, n), reference.requantize(x, weight, bias, scale, zero)))
+    for data, (stride, columns, expected) in zip(driver.run(), checks, strict=True):
+        if stride is None:
+            found = unpack_a(np.frombuffer(data, np.int8), *columns, kernels)
+        else:
+            found = floats(data, stride, columns)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_dynamic_layers_are_those_of_dense_weights(driver: Driver, density: str) -> None:
+    rng, kernels = np.random.default_rng(len(density)), driver.kernels
+    for m, k, n in shapes(kernels, kernels.nr):
+        values = rng.standard_normal((m, k)).astype(np.float32) * rng.uniform(0.1, 10, (m, 1)).astype(np.float32)
+        x, row_scale, row_zero = reference.quantize_rows(values)
+        weight = sparse_matrix(rng, n, k, kernels, density)
+        count, depth, stride = round_up(n, kernels.nr), round_up(k, ALIGN), round_up(n, ALIGN)
+        operands = [
+            pad(weight.astype(np.int64).sum(1), count, np.int32),
+            pad(rng.uniform(0.001, 0.01, n).astype(np.float32), count, np.float32),
+            pad(rng.standard_normal(n).astype(np.float32), count, np.float32), None, pack_a(x, kernels),
+            pad(row_scale, round_up(m, ROWS), np.float32), pad(row_zero + kernels.flip, round_up(m, ROWS), np.int32),
+        ]
+        for stored in (pack_blocks(weight, kernels), Stored(pack_b(weight, kernels))):
+            driver.call(3, [0, depth, count, m, stride], layer_arrays(stored, *operands), m * stride * 4)
+    answers = driver.run()
+    assert answers[::2] == answers[1::2]
+
+
+@pytest.mark.parametrize("name", sorted(KERNEL_SETS))
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 70), k=st.integers(1, 70), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_blocks_hold_the_matrix(name: str, n: int, k: int, share: float, seed: int) -> None:
+    """Any zeros, in blocks or not: nothing is lost, and every list stays inside of its panel of activations."""
+    kernels, rng = KERNEL_SETS[name], np.random.default_rng(seed)
+    weight = np.where(rng.random((n, k)) < share, rng.integers(-127, 128, (n, k)), 0).astype(np.int8)
+    stored = pack_blocks(weight, kernels)
+    assert stored.blocks is not None and stored.strides is not None
+    np.testing.assert_array_equal(unpack_blocks(stored, n, k, kernels), weight)
+    assert len(stored.blocks) == round_up(n, kernels.nr) // kernels.nr
+    for begin, count, offset in stored.blocks.tolist():
+        ends = offset + np.cumsum(stored.strides[begin : begin + count])
+        assert begin + count <= len(stored.weights) == len(stored.strides)
+        assert (ends >= 0).all() and (ends < round_up(k, ALIGN) * kernels.mr).all()
+
+
+def test_the_form_follows_the_weights() -> None:
+    """Zeros in blocks of the tile are left out, whoever made them; single zeros are not worth a list."""
+    kernels, rng = KERNEL_SETS["dotprod"], np.random.default_rng(4)
+    dense = rng.integers(1, 128, (48, 64)).astype(np.int8)
+    assert store_matrix(dense, kernels).blocks is None
+    single = np.where(rng.random(dense.shape) < 0.5, dense, 0).astype(np.int8)
+    assert store_matrix(single, kernels).blocks is None
+    few, many = dense.copy(), dense.copy()
+    few[:12, :4] = 0
+    many[:12] = 0
+    assert store_matrix(few, kernels).blocks is None and 1 / 64 < SPARSE_FROM
+    stored = store_matrix(many, kernels)
+    assert stored.left_out == 0.25 and stored.weights.nbytes == 0.75 * dense.nbytes
+    assert kernel_macros([stored]) == ("EDGE_BLOCKS 1",) and kernel_macros([Stored(dense)]) == ()
+    assert storage_summary([stored, Stored(dense)]) == (
+        "block-sparse: 1 of 2 int8 matrices, 25 % of their k-steps left out",
+    )
+    assert storage_summary([Stored(dense)]) == ()
