@@ -21,6 +21,7 @@ import neon_models as models
 from _results import figure, write_result
 from neon_count import Counts, remembered
 from neon_loops import loop_figures
+from neon_sparse import sparse_figures
 
 from edgesdk.converters import converter
 from edgesdk.targets import load_target
@@ -36,7 +37,6 @@ PUBLISHED = {
     ("onnx", "fp32", A76, 128): (501.16, 393.35), ("tflite", "fp32", A76, 128): (507.30, 389.39),
 }
 NOT_BUILT = {
-    "block sparsity 50 % / 75 %: GEMM instructions of dense": ("≤ 0.55× / ≤ 0.30×", "its GEMM is not built"),
     "x86, w8a8, CPU time against the best peer, AMX refused to both": ("≤ 0.60×", "needs an idle machine"),
     "x86, w8a8, CPU time against the best peer, with AMX": ("≤ 1.0×", "needs an idle machine"),
     "x86, w8a8 against the best peer's fp32, CPU time": ("≤ 0.40×", "needs an idle machine"),
@@ -120,6 +120,7 @@ def figures_of(bench: Bench) -> list[dict[str, Any]]:
         least("model MACs / 16 / instructions, S = 128, cortex-a76", models.macs(128) / 16 / total, 0.75, ""),
         least("S = 128 against S = 32, instructions, cortex-a76", total / mine[32]["total"], 3.8, "×"),
         *loop_figures(),
+        *sparse_figures(bench.weights),
     ]
     if bench.build_seconds:
         seconds = bench.build_seconds

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors
+from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors, storage_notes
 from edgesdk.converters.front import Graph, Linear, lower
 from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.branches import check_regions, settle
@@ -110,11 +110,17 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         length_input=length_input(package),
         executable="model",
         notes=(
-            f"compiled by {toolchain.name} {toolchain.version}", *sources.notes,
+            f"compiled by {toolchain.name} {toolchain.version}", *_storage_notes(package, sources),
             *share_notes(graph, package.scheme), *plain_notes(plan), *loops,
         ),
     )
     return write_artifact(folder, artifact, golden_inputs, golden_outputs)
+
+
+def _storage_notes(package: Package, sources: Sources) -> tuple[str, ...]:
+    sparse = any(note.startswith("block-sparse") for note in sources.notes)
+    dense = (note for note in storage_notes(package, packed=False) if not (sparse and note.startswith("sparse")))
+    return (*sources.notes, *dense)
 
 
 def _compiler(target: Target) -> tuple[KernelSet, Toolchain]:

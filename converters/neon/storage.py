@@ -16,7 +16,8 @@ from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import ALIGN, pack_b, round_up
 
 BLOCK_TILES = ("base", "dotprod")  # sets with `edge_blocks_*.h` of their own; others gather and use the dense tile
-SPARSE_FROM = 0.1  # share of zero blocks from which they are left out
+# Share of zero blocks from which it is cheaper to leave them out (benchmarks/neon_sparse.py): lists cost 4 % of a step.
+SPARSE_FROM, SPARSE_FROM_GATHERED = 0.05, 0.25
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class Stored:
 def store_matrix(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:
     """int8 [N, K] in the form that the kernel set runs with the fewest instructions."""
     sparse = pack_blocks(weight, kernels)
-    return sparse if sparse.left_out >= SPARSE_FROM else Stored(pack_b(weight, kernels))
+    return sparse if sparse.left_out >= sparse_from(kernels) else Stored(pack_b(weight, kernels))
+
+
+def sparse_from(kernels: KernelSet) -> float:
+    """The share of zero blocks from which a kernel set leaves them out."""
+    return SPARSE_FROM if kernels.name in BLOCK_TILES else SPARSE_FROM_GATHERED
 
 
 def pack_blocks(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:

@@ -22,6 +22,7 @@ from edgesdk.encodings import (
     static_activations,
 )
 from edgesdk.package import Baseline, Package, Samples
+from edgesdk.stages.masks import parse
 from edgesdk.transformer import module
 from edgesdk.transformer.graph import write_graph
 from edgesdk.transformer.quantize import row_scales
@@ -154,9 +155,15 @@ def random_weights(spec: TransformerSpec, random: np.random.Generator) -> _Array
     for name, shape in spec.weight_shapes().items():
         value = random.normal(size=shape) * (0.3 if "embedding" in name else shape[-1] ** -0.5)
         weights[name] = (1 + 0.1 * value if name.endswith("norm.weight") else value).astype(np.float32)
-    for name in spec.sparse:
-        value = weights[f"{name}.weight"]
-        weights[f"{name}.weight"] = np.where(random.random(value.shape) < 0.3, value, 0).astype(np.float32)
+    for name, pattern in spec.sparse.items():
+        value, block = weights[f"{name}.weight"], parse(pattern)
+        if block.rows * block.columns > 4 and block.kept is None:
+            cells = (-(-value.shape[0] // block.rows), -(-value.shape[1] // block.columns))
+            kept = (random.random(cells) < 0.3).repeat(block.rows, 0).repeat(block.columns, 1)
+            kept = kept[: value.shape[0], : value.shape[1]]
+        else:
+            kept = random.random(value.shape) < 0.3
+        weights[f"{name}.weight"] = np.where(kept, value, 0).astype(np.float32)
     return weights
 
 

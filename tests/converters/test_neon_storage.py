@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_graphs import Sample, make, sqnr_db
 from test_neon_kernels import Driver, driver, floats, program, round_up, rows_of, shapes
+from test_neon_models import Built
 
-from edgesdk.converters.neon import reference
-from edgesdk.converters.neon.kernel_sets import KERNEL_SETS, KernelSet
+from edgesdk.converters.neon import reference, storage
+from edgesdk.converters.neon.convert import make_plan
+from edgesdk.converters.neon.kernel_sets import AARCH64, KERNEL_SETS, KernelSet
 from edgesdk.converters.neon.packing import ALIGN, ROWS, pack_a, pack_b, pad, unpack_a
+from edgesdk.converters.neon.plan import Attend, Dense
+from edgesdk.converters.neon.specialize import specialize
 from edgesdk.converters.neon.storage import (
-    SPARSE_FROM,
     Stored,
     kernel_macros,
     pack_blocks,
+    sparse_from,
     storage_summary,
     store_matrix,
     unpack_blocks,
 )
+from edgesdk.converters.neon.toolchain import find_all
+from edgesdk.testing.needs import need
+from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
+SPARSE = TransformerSpec(
+    TokenEmbedding(57, 24), 64, (Layer(4, 2, 16, 96),), "post", 1e-12, "gelu", "mean", classes=5,
+    sparse={
+        f"layers.0.{name}": "12x4"
+        for name in ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down")
+    },
+)
 __all__ = ["driver", "program"]
 DENSITIES = ("none", "one block", "half", "all")
 
@@ -122,7 +140,7 @@ def test_the_form_follows_the_weights() -> None:
     few, many = dense.copy(), dense.copy()
     few[:12, :4] = 0
     many[:12] = 0
-    assert store_matrix(few, kernels).blocks is None and 1 / 64 < SPARSE_FROM
+    assert store_matrix(few, kernels).blocks is None and 1 / 64 < sparse_from(kernels)
     stored = store_matrix(many, kernels)
     assert stored.left_out == 0.25 and stored.weights.nbytes == 0.75 * dense.nbytes
     assert kernel_macros([stored]) == ("EDGE_BLOCKS 1",) and kernel_macros([Stored(dense)]) == ()
@@ -130,3 +148,40 @@ def test_the_form_follows_the_weights() -> None:
         "block-sparse: 1 of 2 int8 matrices, 25 % of their k-steps left out",
     )
     assert storage_summary([Stored(dense)]) == ()
+
+
+def sparse_sample(scheme: str) -> Sample:
+    return make(SPARSE, scheme, 19, seed=3)
+
+
+def test_projections_side_by_side_begin_at_whole_panels() -> None:
+    """Query, key and value of 64 and 32 outputs in panels of 12; dense ones stay as close as they were."""
+    plan = make_plan(sparse_sample("w8a8").graph, 19)
+    steps = specialize(plan, KERNEL_SETS["dotprod"]).steps
+    attend = next(step for step in steps if isinstance(step, Attend))
+    merged = next(step for step in steps if isinstance(step, Dense) and step.result == attend.query)
+    assert attend.starts == (0, 96, 144) and merged.result.columns == attend.value.columns == 192
+    assert [len(linear.weight) for linear in merged.linears] == [96, 48, 48]
+    assert min(pack_blocks(linear.weight, KERNEL_SETS["dotprod"]).left_out for linear in merged.linears) > 0.5
+    close = specialize(plan, KERNEL_SETS["base"]).steps
+    assert next(step for step in close if isinstance(step, Attend)).starts == (0, 64, 96)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_sparse_models_answer_as_dense_ones(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits, from fewer bytes."""
+    need(bool(find_all(AARCH64)), "no C compiler for ARM")
+    need(shutil.which("qemu-aarch64") is not None, "no qemu-aarch64 to run ARM code")
+    case, found, folders = sparse_sample(scheme), [], [tmp_path / "sparse", tmp_path / "dense"]
+    for folder in folders:
+        folder.mkdir()
+        built = Built("raspberry-pi/5", case, folder)
+        found.append(built)
+        monkeypatch.setattr(storage, "SPARSE_FROM", 2.0)
+    sparse, dense = (built.outputs(tmp_path) for built in found)
+    np.testing.assert_array_equal(sparse, dense)
+    assert sqnr_db(case.expected if scheme == "w8a8" else case.reference, sparse) >= (40 if scheme == "w8a8" else 20)
+    assert any("block-sparse: 4 of " in note for note in found[0].artifact.notes)
+    assert any("stored and computed dense" in note for note in found[1].artifact.notes)
+    sizes = [built.artifact.runtime["weight_bytes"] for built in found]
+    assert sizes[0] < 0.8 * sizes[1] and found[0].artifact.bytes < found[1].artifact.bytes
