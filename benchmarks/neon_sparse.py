@@ -39,7 +39,7 @@ from edgesdk.targets import load_target
 ROWS, SEED = 128, 5
 SHAPES = {"up": (384, 1536), "down": (1536, 384)}  # inputs, outputs
 GOALS = {50: 0.55, 75: 0.30}
-CPUS = {"dotprod": "cortex-a76", "base": "cortex-a72"}
+CPUS = {"dotprod": "cortex-a76", "base": "cortex-a72", "i8mm": "max"}
 
 
 def pruned(inputs: int, outputs: int, percent: float, kernels: KernelSet) -> NDArray[np.int8]:

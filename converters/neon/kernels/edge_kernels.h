@@ -21,6 +21,8 @@
 #include "edge_blocks_base.h"
 #elif defined(EDGE_ISA_DOTPROD)
 #include "edge_blocks_dotprod.h"
+#elif defined(EDGE_ISA_I8MM)
+#include "edge_blocks_i8mm.h"
 #else
 #include "edge_blocks_gathered.h"
 #endif

@@ -7,64 +7,74 @@
 #pragma once
 enum { MR = 8, NR = 8, KR = 8, FLIP = 0 };
 
-/* Rows I and I + 1 of the tile: register A times the four registers of B; blocks are operands 0 to 15. */
-#define EDGE_MMLA_4(OP, X, Y, Z, W, A)                                                                 \
-  #OP " %" #X ".4s, v" #A ".16b, v4.16b\n" #OP " %" #Y ".4s, v" #A ".16b, v5.16b\n"                     \
-  #OP " %" #Z ".4s, v" #A ".16b, v6.16b\n" #OP " %" #W ".4s, v" #A ".16b, v7.16b\n"
-#define EDGE_MMLA_16(OP)                                                                               \
-  "ld1 {v0.16b-v3.16b}, [x9], #64\nld1 {v4.16b-v7.16b}, [x10], #64\n" EDGE_MMLA_4(OP, 0, 1, 2, 3, 0)    \
-  EDGE_MMLA_4(OP, 4, 5, 6, 7, 1) EDGE_MMLA_4(OP, 8, 9, 10, 11, 2) EDGE_MMLA_4(OP, 12, 13, 14, 15, 3)
-#define EDGE_BLOCKS_4(X, Y, Z, W)                                                                      \
+/* Two rows: register A times the four registers of B; blocks are operands 0 to 15. */
+#define EDGE_SMMLA_4(X, Y, Z, W, A)                                                                    \
+  "smmla %" #X ".4s, v" #A ".16b, v4.16b\nsmmla %" #Y ".4s, v" #A ".16b, v5.16b\n"                      \
+  "smmla %" #Z ".4s, v" #A ".16b, v6.16b\nsmmla %" #W ".4s, v" #A ".16b, v7.16b\n"
+#define EDGE_SMMLA_16                                                                                  \
+  "ld1 {v4.16b-v7.16b}, [x10], #64\n" EDGE_SMMLA_4(0, 1, 2, 3, 0) EDGE_SMMLA_4(4, 5, 6, 7, 1)           \
+  EDGE_SMMLA_4(8, 9, 10, 11, 2) EDGE_SMMLA_4(12, 13, 14, 15, 3)
+#define EDGE_STEP_8x8 "ld1 {v0.16b-v3.16b}, [x9], #64\n" EDGE_SMMLA_16
+#define EDGE_START_4(X, Y, Z, W)                                                                       \
   "dup %" #X ".2d, v4.d[0]\ndup %" #Y ".2d, v4.d[1]\ndup %" #Z ".2d, v5.d[0]\ndup %" #W ".2d, v5.d[1]\n"
+#define EDGE_START_16                                                                                  \
+  "ld1 {v4.4s-v5.4s}, [%[start]]\n" EDGE_START_4(0, 1, 2, 3) EDGE_START_4(4, 5, 6, 7)                   \
+  EDGE_START_4(8, 9, 10, 11) EDGE_START_4(12, 13, 14, 15)
 #define EDGE_OUT_4(I) "=&w"(block[I][0]), "=&w"(block[I][1]), "=&w"(block[I][2]), "=&w"(block[I][3])
+#define EDGE_OUT_16 EDGE_OUT_4(0), EDGE_OUT_4(1), EDGE_OUT_4(2), EDGE_OUT_4(3)
 
 EDGE_INLINE void edge_tile_8x8(const int8_t *a, const int8_t *b, int steps, const int32_t *start,
                                int32x4_t block[4][4]) {
-  __asm__("ld1 {v4.4s-v5.4s}, [%[start]]\n"
-          "mov x9, %[a]\n"
+  __asm__("mov x9, %[a]\n"
           "mov x10, %[b]\n"
-          "subs w11, %w[steps], #4\n" EDGE_BLOCKS_4(0, 1, 2, 3) EDGE_BLOCKS_4(4, 5, 6, 7) EDGE_BLOCKS_4(8, 9, 10, 11)
-          EDGE_BLOCKS_4(12, 13, 14, 15)
+          "subs w11, %w[steps], #4\n" EDGE_START_16
           "b.lt 2f\n"
-          "1:\n" EDGE_MMLA_16(smmla) EDGE_MMLA_16(smmla) EDGE_MMLA_16(smmla) EDGE_MMLA_16(smmla)
+          "1:\n" EDGE_STEP_8x8 EDGE_STEP_8x8 EDGE_STEP_8x8 EDGE_STEP_8x8
           "subs w11, w11, #4\n"
           "b.ge 1b\n"
           "2:\n"
           "tbz w11, #1, 3f\n" /* 2 steps are left: -2 has this bit, -4 has not */
-          EDGE_MMLA_16(smmla) EDGE_MMLA_16(smmla)
+          EDGE_STEP_8x8 EDGE_STEP_8x8
           "3:\n"
-          : EDGE_OUT_4(0), EDGE_OUT_4(1), EDGE_OUT_4(2), EDGE_OUT_4(3)
+          : EDGE_OUT_16
           : [a] "r"(a), [b] "r"(b), [steps] "r"(steps), [start] "r"(start)
           : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "x9", "x10", "x11", "cc", "memory");
 }
 
-/* Two rows of four columns from the blocks beside each other. */
-EDGE_INLINE void edge_rows_of(int32x4_t left, int32x4_t right, vi *first, vi *second) {
-  int64x2_t x = vreinterpretq_s64_s32(left), y = vreinterpretq_s64_s32(right);
-  *first = vreinterpretq_s32_s64(vzip1q_s64(x, y));
-  *second = vreinterpretq_s32_s64(vzip2q_s64(x, y));
+EDGE_INLINE void edge_start_blocks(const int32_t *start, const int rows, int32x4_t block[4][4]) {
+  EDGE_UNROLL for (int i = 0; i < (rows + 1) / 2; i++)
+    EDGE_UNROLL for (int j = 0; j < 4; j++) block[i][j] = vcombine_s32(vld1_s32(start + 2 * j), vld1_s32(start + 2 * j));
+}
+
+/* One step of 4 rows or of 1. */
+EDGE_INLINE void edge_smmla_rows(const int8_t *a, const int8_t *b, const int rows, int32x4_t block[4][4]) {
+  EDGE_UNROLL for (int j = 0; j < 4; j++) {
+    int8x16_t columns = vld1q_s8(b + 16 * j);
+    EDGE_UNROLL for (int i = 0; i < (rows + 1) / 2; i++)
+      block[i][j] = vmmlaq_s32(block[i][j], vld1q_s8(a + 16 * i), columns);
+  }
+}
+
+/* Rows from the blocks beside each other; a single row brings the one below it with it. */
+EDGE_INLINE void edge_rows_of(int32x4_t block[4][4], const int rows, vi acc[MR][NR / VW]) {
+  EDGE_UNROLL for (int i = 0; i < (rows + 1) / 2; i++)
+    EDGE_UNROLL for (int j = 0; j < 2; j++) {
+      int64x2_t left = vreinterpretq_s64_s32(block[i][2 * j]), right = vreinterpretq_s64_s32(block[i][2 * j + 1]);
+      acc[2 * i][j] = vreinterpretq_s32_s64(vzip1q_s64(left, right));
+      acc[2 * i + 1][j] = vreinterpretq_s32_s64(vzip2q_s64(left, right));
+    }
 }
 
 /* acc [rows][8] = start [8] + a b; `steps` is even (K is one of 16), `rows` is 8, 4 or 1. */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
   int32x4_t block[4][4];
-  const int pairs = (rows + 1) / 2;
   if (rows == 8) {
     edge_tile_8x8(a, b, steps, start, block);
   } else {
-    EDGE_UNROLL for (int i = 0; i < pairs; i++)
-      EDGE_UNROLL for (int j = 0; j < 4; j++)
-        block[i][j] = vcombine_s32(vld1_s32(start + 2 * j), vld1_s32(start + 2 * j));
+    edge_start_blocks(start, rows, block);
     for (; steps; steps -= 2)
-      EDGE_UNROLL for (int step = 0; step < 2; step++, a += 64, b += 64)
-        EDGE_UNROLL for (int j = 0; j < 4; j++) {
-          int8x16_t columns = vld1q_s8(b + 16 * j);
-          EDGE_UNROLL for (int i = 0; i < pairs; i++)
-            block[i][j] = vmmlaq_s32(block[i][j], vld1q_s8(a + 16 * i), columns);
-        }
+      EDGE_UNROLL for (int step = 0; step < 2; step++, a += 64, b += 64) edge_smmla_rows(a, b, rows, block);
   }
-  EDGE_UNROLL for (int i = 0; i < pairs; i++)
-    EDGE_UNROLL for (int j = 0; j < 2; j++)
-      edge_rows_of(block[i][2 * j], block[i][2 * j + 1], &acc[2 * i][j], &acc[2 * i + 1][j]);
+  edge_rows_of(block, rows, acc);
 }
