@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import ALIGN, pack_b, round_up
 
-BLOCK_TILES = ("base", "dotprod", "i8mm")  # sets with `edge_blocks_*.h` of their own; others gather and use the dense tile
+# Sets with `edge_blocks_*.h` of their own; others gather and use the dense tile.
+BLOCK_TILES = ("base", "dotprod", "i8mm")
 # Share of zero blocks from which it is cheaper to leave them out (benchmarks/neon_sparse.py): lists cost 4 % of a step.
 SPARSE_FROM, SPARSE_FROM_GATHERED = 0.05, 0.25
 

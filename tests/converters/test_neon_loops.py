@@ -38,12 +38,13 @@ def test_inner_loops_stay_in_registers_and_near_the_peak(name: str, tmp_path: Pa
     toolchains = find_all(kernels.triple)
     need(bool(toolchains), f"no C compiler for {kernels.triple}")
     write_files(tmp_path, {**kernel_sources(), "calls.c": CALLS})
-    toolchains[0].compile("calls.c", "calls.o", model_flags(kernels, toolchains[0]), tmp_path)
+    flags = ("-DEDGE_BLOCKS=1", *model_flags(kernels, toolchains[0]))
+    toolchains[0].compile("calls.c", "calls.o", flags, tmp_path)
     text = disassemble(str(tmp_path / "calls.o"))
     need(text is not None, "no llvm-objdump")
     loops = find_loops(text or "", kernels)
-    # whole tiles and tails of two GEMMs, scores and context
-    assert len(loops) >= 4
+    # whole tiles, dense and of blocks, and tails of two GEMMs; scores and context where the set has them
+    assert len(loops) >= 6
     assert [loop.on_stack for loop in loops] == [0] * len(loops)
     rates = [macs_per_cycle(loop, core) for loop in loops]
     need(None not in rates, "no llvm-mca")
