@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -79,8 +80,11 @@ def length_input(package: Package) -> str | None:
     return None
 
 
-def golden(package: Package) -> tuple[Golden, list[NDArray[Any]], list[NDArray[Any]]]:
-    """Golden rows of the package and what an artifact must answer to them.
+Arrays = list[NDArray[Any]]
+
+
+def golden(package: Package) -> tuple[Golden, Arrays, Arrays, Arrays]:
+    """Golden rows of the package, what an artifact must answer to them, and the answers in float where they count too.
 
     For `fp32` and `w8a8-dynamic` these are the outputs of the package's float weights. They are those of its own graph
     (fake-quantized where it is static)
@@ -98,7 +102,10 @@ def golden(package: Package) -> tuple[Golden, list[NDArray[Any]], list[NDArray[A
     outputs = samples.golden_outputs if own else samples.golden_float
     inputs: Mapping[str, NDArray[Any]] = samples.golden_inputs
     ordered = [np.asarray(inputs[tensor.name]) for tensor in input_tensors(package)]
-    return Golden(len(outputs), *tolerance(package.scheme)), ordered, [outputs]
+    expected = Golden(len(outputs), *tolerance(package.scheme))
+    if not static or is_dynamic(package.spec):
+        return expected, ordered, [outputs], []
+    return replace(expected, floats="golden/float.bin"), ordered, [outputs], [samples.golden_float]
 
 
 def storage_notes(package: Package, packed: bool) -> tuple[str, ...]:

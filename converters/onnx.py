@@ -47,7 +47,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         model, oldest = fused(package.graph)
         notes += (f"fused for ONNX Runtime {oldest}: operators of com.microsoft, which other runtimes do not know",)
     (folder / "model.onnx").write_bytes(model)
-    expected, inputs, outputs = golden(package)
+    expected, *rows = golden(package)
     if package.scheme != "fp32":
         notes += share_notes(lower(package.graph, package.sequence, branches=True), package.scheme)
     runtime: dict[str, Any] = {"name": "onnxruntime", "min": oldest, "model": "model.onnx"}
@@ -72,4 +72,4 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         work="per_input" if length_input(package) or is_dynamic(package.spec) else "constant",
         notes=notes,
     )
-    return write_artifact(folder, artifact, inputs, outputs)
+    return write_artifact(folder, artifact, *rows)

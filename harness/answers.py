@@ -107,6 +107,7 @@ class _Golden(Answer):
     value: Number | None
     limit: Number
     labels_equal: Number | None = None
+    noise_db: Number | None = None
     n: Positive
 
 

@@ -55,7 +55,7 @@ class _Candidate:
     def files(self) -> dict[str, Path]:
         """Path in the artifact → local file, for everything that the board needs."""
         names = [file.path for file in self.artifact.files]
-        names += ["artifact.json", self.artifact.golden.inputs, self.artifact.golden.outputs]
+        names += ["artifact.json", *self.artifact.golden.blocks.values()]
         return {name: self.folder / name for name in names}
 
 

@@ -32,7 +32,7 @@ from edgesdk.converters.neon.plan import (
     Table,
     Tensor,
 )
-from edgesdk.converters.neon.specialize import AttendStatic, NormalizeStatic, exponent
+from edgesdk.converters.neon.specialize import AttendStatic, NormalizeStatic, exponent, powers
 from edgesdk.converters.neon.storage import Stored
 
 
@@ -238,10 +238,11 @@ class Calls:
         found = exponent(step.query_encoding, step.key_encoding, step.scale)
         assert found is not None
         ratio = np.float32(step.value_encoding.scale) / np.float32(step.output.scale)
+        offset = np.float32(step.output.zero_point) - np.float32(step.value_encoding.zero_point) * ratio
+        factors = ", ".join(map(str, powers(step.key.rows)))
         layer = self.declare("edge_attention8", [
-            str(step.query_encoding.zero_point), str(step.value_encoding.zero_point), *map(str, found),
-            _float(float(ratio)), str(step.output.zero_point), str(step.heads), str(step.group), str(step.size),
-            str(int(step.causal)),
+            f"{{{found[0]}, {found[1]}, {{{factors}}}}}", str(step.query_encoding.zero_point), _float(float(ratio)),
+            _float(float(offset)), str(step.heads), str(step.group), str(step.size), str(int(step.causal)),
         ])
         panel = self.kernels.mr
         pointers = ", ".join(

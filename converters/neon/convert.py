@@ -88,7 +88,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
     plan = plan_of(graph)
     sources: Sources = emit(plan, kernels, package.name, inputs, outputs)
     code_bytes, loops = build(sources, kernels, toolchain, folder / "model")
-    expected, golden_inputs, golden_outputs = golden(package)
+    expected, *rows = golden(package)
     # Attention skips masked keys even where rows of padding are output.
     tokens = isinstance(package.spec.embedding, TokenEmbedding) or is_dynamic(package.spec)
     artifact = Artifact(
@@ -114,7 +114,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
             *share_notes(graph, package.scheme), *plain_notes(plan), *loops,
         ),
     )
-    return write_artifact(folder, artifact, golden_inputs, golden_outputs)
+    return write_artifact(folder, artifact, *rows)
 
 
 def _storage_notes(package: Package, sources: Sources) -> tuple[str, ...]:

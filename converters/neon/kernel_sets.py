@@ -40,7 +40,6 @@ class KernelSet:
 KERNEL_SETS = {
     "base": KernelSet(
         "base", AARCH64, 4, 4, 16, 8, ("neon",), ("-march=armv8-a", "-mtune=cortex-a72"), zig_cpu="generic",
-        integer_attention=True,
     ),
     "dotprod": KernelSet(
         "dotprod", AARCH64, 8, 12, 4, 8, ("neon", "dotprod"), ("-march=armv8.2-a+dotprod+fp16", "-mtune=neoverse-n1"),

@@ -28,7 +28,7 @@ def scratch_bytes(step: Attend, kernels: KernelSet) -> int:
     """What attention needs: panels of keys and values of one head, scores of up to 8 queries."""
     if isinstance(step, AttendStatic):
         padded = round_up(step.key.rows, ALIGN)
-        return padded * (step.size + 4 + 5 * kernels.mr)
+        return padded * (step.size + 4 + 6 * kernels.mr)
     if isinstance(step, AttendCached):
         return 4 * ROWS * round_up(round_up(step.key.rows, kernels.nf), ALIGN)
     keys, columns = round_up(step.key.rows, kernels.nf), round_up(step.size, kernels.nf)

@@ -101,37 +101,43 @@ def _high_product(a: NDArray[np.int64], b: NDArray[np.int64] | int, bits: int) -
     return np.asarray((2 * a * b + (1 << (bits - 1))) >> bits)
 
 
-def power(apart: NDArray[np.int64], multiplier: int, shift: int) -> NDArray[np.int64]:
-    """p = about 255 · 2^(c · apart), c = multiplier / 2^(41 - shift), as `edge_softmax_int8` gives it."""
-    fraction = 10
-    shifted = np.maximum(apart << shift, -(1 << 31))
-    t = np.maximum(_high_product(shifted, multiplier, 32), -16 << fraction)
+def power(
+    apart: NDArray[np.int64], multiplier: int, shift: int, factors: tuple[int, int, int, int]
+) -> NDArray[np.int64]:
+    """p = about factors[0] · 2^(c · apart), c = multiplier / 2^(41 - shift), as `edge_softmax_rows` gives it."""
+    fraction, least = 10, -(1 << 15)
+    if shift:
+        t = _high_product(np.maximum(np.maximum(apart, least) << shift, least), multiplier >> 16, 16)
+    else:
+        t = np.maximum(_high_product(apart, multiplier, 32), least)
     g = (t << (16 - fraction)).astype(np.int16).astype(np.int64)
-    whole = (t + (1 << (fraction - 1))) >> fraction
-    value = _high_product(g, 112, 16) + 988
-    value = _high_product(value, g, 16) + 5657
-    value = (_high_product(value, g, 16) + 16320) >> -whole
-    return np.asarray(np.minimum((value + 32) >> 6, 255))
+    down = -((t + (1 << (fraction - 1))) >> fraction)
+    value = np.full_like(t, factors[3])
+    for factor in factors[2::-1]:
+        value = _high_product(value, g, 16) + factor
+    return np.asarray((value + (1 << down >> 1)) >> down)
 
 
 def attention_int8(
-    query: Int8, key: Int8, value: Int8, zeros: tuple[int, int], softmax: tuple[int, int], ratio: float, zero_out: int,
-    heads: int, group: int, size: int, causal: bool = False,
+    query: Int8, key: Int8, value: Int8, zeros: tuple[int, int], softmax: tuple[int, int],
+    factors: tuple[int, int, int, int], ratio: float, zero_out: int, heads: int, group: int, size: int,
+    causal: bool = False,
 ) -> Int8:
     """What `edge_attention_int8` gives, bit by bit: int8 [Q, heads · size], [K, heads / group · size] twice; `zeros` of
-    query and value, `softmax` multiplier and shift, `ratio` the scale of value over that of the result."""
+    query and value, `softmax` multiplier and shift, `factors` of its polynomial, `ratio` the scale of value over that
+    of the result."""
     parts = []
+    offset = np.float32(zero_out) - np.float32(zeros[1]) * np.float32(ratio)
     for head in range(heads):
         mine = slice(head * size, (head + 1) * size)
         shared = slice(head // group * size, (head // group + 1) * size)
         scores = (query[:, mine].astype(np.int64) - zeros[0]) @ key[:, shared].astype(np.int64).T
         if causal:
             scores = np.where(np.tri(*scores.shape) > 0, scores, -(1 << 30))
-        weights = power(scores - scores.max(1, keepdims=True), *softmax)
-        sums = weights.sum(1, keepdims=True)
-        total = (weights @ (value[:, shared].astype(np.int64) - zeros[1])).astype(np.float32)
-        factor = np.float32(ratio) / sums.astype(np.float32)
-        parts.append(np.clip(np.rint(total * factor) + zero_out, -128, 127).astype(np.int8))
+        weights = power(scores - scores.max(1, keepdims=True), *softmax, factors)
+        total = (weights @ value[:, shared].astype(np.int64)).astype(np.float32)
+        factor = np.float32(ratio) / weights.sum(1, keepdims=True).astype(np.float32)
+        parts.append(np.clip(np.rint(total * factor + offset), -128, 127).astype(np.int8))
     return np.concatenate(parts, 1)
 
 

@@ -64,7 +64,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
 
     graph = lower(package.graph, package.sequence)
     (folder / MODEL).write_bytes(translate(graph))
-    rows, inputs, outputs = golden(package)
+    expected, *rows = golden(package)
     artifact = Artifact(
         name=f"{package.name}-{package.scheme}-tflite",
         converter=name,
@@ -75,13 +75,13 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         files=(ArtifactFile(MODEL, "", 0),),
         inputs=input_tensors(package),
         outputs=output_tensors(package),
-        golden=rows,
+        golden=expected,
         notes=(
             DYNAMIC_NOTE if package.scheme.endswith("-dynamic") else STATIC_NOTE, *storage_notes(package, packed=False),
             *share_notes(graph, package.scheme),
         ),
     )
-    return write_artifact(folder, artifact, inputs, outputs)
+    return write_artifact(folder, artifact, *rows)
 
 
 def _missing(package: Outlined, target: Target) -> list[str]:

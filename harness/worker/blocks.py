@@ -97,22 +97,47 @@ def compare(
     return {"passed": bool(passed), "value": value, "reason": reason}
 
 
+def noise_above(floats: bytes, expected: bytes, actual: bytes, tensors: "list[dict[str, Any]]", n: int) -> float:
+    """By how many dB the error of `actual` against `floats` is above that of `expected`, over all n rows."""
+    reference = _values(floats, tensors, n)
+    powers = []
+    for block in (actual, expected):
+        errors = list(map(operator.sub, _values(block, tensors, n), reference))
+        powers.append(math.fsum(map(operator.mul, errors, errors)))
+    if not powers[0] or not powers[1]:
+        return -BEST_SQNR if not powers[0] else BEST_SQNR
+    return 10 * math.log10(powers[0] / powers[1])
+
+
 def judge(
-    tolerance: "dict[str, Any]", expected: bytes, actual: bytes, tensors: "list[dict[str, Any]]", n: int
+    tolerance: "dict[str, Any]", expected: bytes, actual: bytes, tensors: "list[dict[str, Any]]", n: int,
+    floats: "bytes | None" = None,
 ) -> "dict[str, Any]":
     """Judge outputs by everything that an artifact's tolerance asks.
 
     Args:
         tolerance: {"kind", "limit"} as in `compare`; with "labels_equal", at least that share of the n rows must keep
-            its label, where there is an output `logits` and n >= 32.
+            its label, where there is an output `logits` and n >= 32; with "noise_db", outputs beyond the limit pass
+            where `noise_above` is at most noise_db / sqrt(n): that much the errors of n rows differ by chance.
+        floats: outputs of the weights in float, for "noise_db".
 
     Returns:
-        {"passed", "kind", "value", "limit", "labels_equal", "n", "reason"}; `labels_equal` is the share found, None
-        where it is not asked for or there are no labels to compare.
+        {"passed", "kind", "value", "limit", "labels_equal", "noise_db", "n", "reason"}; `labels_equal` is the share
+        found, None where it is not asked for or there are no labels to compare; `noise_db` what was found where the
+        limit alone did not pass.
     """
     kind, limit, wanted = tolerance["kind"], float(tolerance["limit"]), tolerance.get("labels_equal")
     verdict = compare(kind, limit, expected, actual, tensors, n)
-    verdict.update({"kind": kind, "limit": limit, "labels_equal": None, "n": n})
+    verdict.update({"kind": kind, "limit": limit, "labels_equal": None, "noise_db": None, "n": n})
+    allowed = tolerance.get("noise_db")
+    if not verdict["passed"] and verdict["value"] is not None and allowed is not None and floats is not None:
+        if len(floats) != len(expected):
+            verdict["reason"] = f"the golden outputs in float have {len(floats)} bytes, expected {len(expected)}"
+            return verdict
+        found_db, most = noise_above(floats, expected, actual, tensors, n), float(allowed) / math.sqrt(n)
+        verdict["noise_db"], verdict["passed"] = found_db, found_db <= most
+        text = f"its error against float is {found_db:.3g} dB above the model's own, limit {most:.3g}"
+        verdict["reason"] = "" if verdict["passed"] else verdict["reason"] + "; " + text
     if wanted is None or verdict["value"] is None:
         return verdict
     reference, found = _labels(expected, tensors, n), _labels(actual, tensors, n)

@@ -71,8 +71,10 @@ class Candidate:
         self.document = store.read_json(os.path.join(folder, "artifact.json"))
         golden = self.document["golden"]
         self.n = int(golden["n"])
-        self.golden_inputs = os.path.join(folder, *store.safe_parts(golden["inputs"]))
-        self.golden_outputs = os.path.join(folder, *store.safe_parts(golden["outputs"]))
+        blocks = {side: golden.get(side) for side in ("inputs", "outputs", "floats")}
+        paths = {side: os.path.join(folder, *store.safe_parts(name)) for side, name in blocks.items() if name}
+        self.golden_inputs = paths["inputs"]
+        self.golden_outputs = {side: path for side, path in paths.items() if side != "inputs"}
         self.tolerance = golden["tolerance"]
         self.record = {
             "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "rejected": [],

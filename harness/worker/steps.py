@@ -43,21 +43,22 @@ class Steps(ABC):
         """Check the candidate against its golden outputs; on an emulated board against some of them."""
         candidate = self.candidates[index]
         n, inputs = candidate.n, candidate.golden_inputs
-        with open(candidate.golden_outputs, "rb") as stream:
-            expected = stream.read()
+        expected = {side: store.read_bytes(path) for side, path in candidate.golden_outputs.items()}
         if self.job["mode"] == "counted" and n > EMULATED_GOLDEN_ROWS:
             rows = [row * n // EMULATED_GOLDEN_ROWS for row in range(EMULATED_GOLDEN_ROWS)]
             with open(inputs, "rb") as stream:
                 some = blocks.take_rows(stream.read(), candidate.document["inputs"], n, rows)
             inputs = os.path.join(candidate.work, "golden.bin")
             store.write_atomic(inputs, some)
-            expected = blocks.take_rows(expected, candidate.document["outputs"], n, rows)
+            tensors = candidate.document["outputs"]
+            expected = {side: blocks.take_rows(data, tensors, n, rows) for side, data in expected.items()}
             n = EMULATED_GOLDEN_ROWS
         outputs = candidate.outputs(inputs, n, GOLDEN_LIMIT_S, "golden check")
         if outputs is None:
             return
         data, seconds = outputs
-        verdict = blocks.judge(candidate.tolerance, expected, data, candidate.document["outputs"], n)
+        tensors, floats = candidate.document["outputs"], expected.get("floats")
+        verdict = blocks.judge(candidate.tolerance, expected["outputs"], data, tensors, n, floats)
         reason = verdict.pop("reason")
         candidate.record["golden"] = verdict
         if not verdict["passed"]:

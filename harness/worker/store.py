@@ -53,6 +53,12 @@ def write_json(path: str, value: "Any") -> None:
     write_atomic(path, json.dumps(value, sort_keys=True, allow_nan=False).encode())
 
 
+def read_bytes(path: str) -> bytes:
+    """A whole file (OSError)."""
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
 def read_json(path: str) -> "Any":
     """Parse a JSON file (OSError, ValueError)."""
     with open(path, "rb") as stream:

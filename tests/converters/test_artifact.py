@@ -90,6 +90,7 @@ def test_model_bytes_fit_into_the_files(folder: Path, model_bytes: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"limit": 1.0}, {"limit": -1e9}, {"kind": "sqnr_db"}, {"kind": "none"}, {"labels_equal": 0.5}, {"limit": None},
+     {"noise_db": 60.0},
      {"kind": "sqnr_db", "limit": 20.0, "labels_equal": 0.98}],
 )
 def test_tolerance_is_not_the_choice_of_an_artifact(folder: Path, change: dict[str, Any]) -> None:
@@ -116,7 +117,8 @@ def test_golden_blocks_are_raw_and_little_endian(folder: Path) -> None:
 def test_document_says_what_a_worker_needs(folder: Path) -> None:
     document = json.loads((folder / "artifact.json").read_bytes())
     assert (document["format"], document["version"]) == ("edgesdk.artifact", 1)
-    assert document["golden"]["tolerance"] == {"kind": "max_abs", "limit": 1e-4, "labels_equal": None}
+    tolerance_found = {"kind": "max_abs", "limit": 1e-4, "labels_equal": None, "noise_db": None}
+    assert document["golden"]["tolerance"] == tolerance_found
     assert document["golden"]["n"] == 2
     for side, name in (("inputs", "in"), ("outputs", "out")):
         assert document["golden"]["sha256"][side] == sha256_file(folder / "golden" / f"{name}.bin")
@@ -145,10 +147,10 @@ def _artifact_with(data: bytes, folder: Path) -> Artifact:
 
 @pytest.mark.parametrize(
     ("scheme", "expected"),
-    [("fp32", ("max_abs", 1e-4, None)), ("w8a8", ("sqnr_db", 30.0, None)),
-     ("w8a8-dynamic", ("sqnr_db", 20.0, 0.98)), ("w4a8", ("sqnr_db", 30.0, None))],
+    [("fp32", ("max_abs", 1e-4, None, None)), ("w8a8", ("sqnr_db", 30.0, None, 6.0)),
+     ("w8a8-dynamic", ("sqnr_db", 20.0, 0.98, None)), ("w4a8", ("sqnr_db", 30.0, None, 6.0))],
 )
-def test_tolerance_belongs_to_the_scheme(scheme: str, expected: tuple[str, float, float | None]) -> None:
+def test_tolerance_belongs_to_the_scheme(scheme: str, expected: tuple[str, float, float | None, float | None]) -> None:
     assert tolerance(scheme) == expected
 
 

@@ -243,14 +243,14 @@ def test_integer_share_counts_low_rank_pairs_and_token_logits_by_hand() -> None:
 @pytest.mark.parametrize("scheme", FOUR_BITS)
 def test_golden_rows_of_four_bits_are_the_packages_own(scheme: str) -> None:
     case = sample("sparse", scheme)
-    limits, _, outputs = golden(case.package())
+    limits, _, outputs, _ = golden(case.package())
     np.testing.assert_array_equal(outputs[0], case.expected)
     assert sqnr_db(case.reference, case.expected) < 25, "float outputs would say nothing here"
     assert (limits.kind, limits.limit) == ("sqnr_db", 20.0 if scheme.endswith("-dynamic") else 30.0)
 
 
 def test_golden_rows_of_exits_are_the_packages_own() -> None:
-    _, _, outputs = golden(branched("w8a8-dynamic").package())
+    _, _, outputs, _ = golden(branched("w8a8-dynamic").package())
     np.testing.assert_array_equal(outputs[0], branched("w8a8-dynamic").expected)
 
 

@@ -29,7 +29,7 @@ from edgesdk.converters.neon.packing import (
     round_up,
     unpack_a,
 )
-from edgesdk.converters.neon.specialize import exponent
+from edgesdk.converters.neon.specialize import exponent, powers
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.testing.needs import need
 
@@ -146,7 +146,8 @@ int main(int argc, char **argv) {
 #if defined(EDGE_ATTENTION_TILES)
       case 17: {
         const int *z = array[3];
-        edge_attention8 heads = {z[0], z[1], z[2], z[3], real, z[4], p[4], p[5], p[6], p[8]};
+        edge_exponents softmax = {z[2], z[3], {(int16_t)z[4], (int16_t)z[5], (int16_t)z[6], (int16_t)z[7]}};
+        edge_attention8 heads = {softmax, z[0], real, (float)z[8] - (float)z[1] * real, p[4], p[5], p[6], p[8]};
         edge_attention_int8(&heads, array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], packed, p[7],
                             (unsigned char *)scratch);
         put(packed, (size_t)p[9]);
@@ -482,10 +483,13 @@ def test_integer_attention_is_bit_exact(driver: Driver) -> None:
         for causal in (False, True):
             numbers = [round_up(width, ALIGN), round_up(shared, ALIGN), queries, keys, heads, group, size]
             numbers += [round_up(width, ALIGN), int(causal), round_up(queries, ROWS) * round_up(width, ALIGN)]
-            extra = np.array([*zeros, *softmax, -3], np.int32)
+            factors = powers([keys, 5000][index % 2])
+            extra = np.array([*zeros, *softmax, *factors, -3], np.int32)
             arrays = [*(pack_a(part, kernels) for part in (q, k, v)), extra]
             driver.call(17, numbers, arrays, numbers[9], real=0.3)
-            wanted = reference.attention_int8(q, k, v, zeros, softmax, 0.3, -3, heads, group, size, causal)
+            wanted = reference.attention_int8(
+                q, k, v, zeros, softmax, factors, 0.3, -3, heads, group, size, causal
+            )
             checks.append((queries, width, wanted))
     for data, (queries, width, expected) in zip(driver.run(), checks, strict=True):
         np.testing.assert_array_equal(unpack_a(np.frombuffer(data, np.int8), queries, width, kernels), expected)
@@ -499,7 +503,7 @@ def test_integer_attention_is_attention() -> None:
         query, key, value = Encoding(scale, 7), Encoding(0.02, -11), Encoding(0.03, 4)
         softmax = exponent(query, key, 32**-0.5)
         assert softmax is not None
-        found = reference.attention_int8(q, k, v, (7, 4), softmax, 0.03 / 0.02, 0, 1, 1, 32) * 0.02
+        found = reference.attention_int8(q, k, v, (7, 4), softmax, powers(40), 0.03 / 0.02, 0, 1, 1, 32) * 0.02
         pairs = ((q, query), (k, key), (v, value))
         left, middle, right = (((x.astype(np.float32) - e.zero_point) * np.float32(e.scale)) for x, e in pairs)
         expected = reference.attention(left, middle, right, 1, 1, 32, 32**-0.5)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from edgesdk.converters import CONVERTERS, converter
 from edgesdk.converters import onnx as onnx_converter
-from edgesdk.converters.artifact import Artifact
+from edgesdk.converters.artifact import Artifact, read_artifact
 from edgesdk.converters.base import golden, input_tensors, length_input, output_tensors
+from edgesdk.errors import ConvertError
 from edgesdk.package import content_digest
 from edgesdk.targets import load_target
 from edgesdk.testing.converters import ConverterTestCase, sample_package
@@ -85,10 +86,24 @@ def test_tensors_have_batch_one_and_the_sequence_of_the_package() -> None:
 
 def test_golden_rows_of_dynamic_schemes_are_float() -> None:
     package = sample_package("bert", "w8a8-dynamic")
-    expected, inputs, outputs = golden(package)
+    expected, inputs, outputs, floats = golden(package)
+    assert expected.floats is None and not floats
     assert (expected.kind, expected.limit, expected.labels_equal) == ("sqnr_db", 20.0, 0.98)
     np.testing.assert_array_equal(outputs[0], package.samples.golden_float)
     np.testing.assert_array_equal(inputs[1], package.samples.golden_inputs["attention_mask"])
+
+
+def test_golden_rows_of_static_schemes_come_with_those_in_float(tmp_path: Path) -> None:
+    package = sample_package("bert", "w8a8")
+    expected, _, outputs, floats = golden(package)
+    np.testing.assert_array_equal(outputs[0], package.samples.golden_outputs)
+    np.testing.assert_array_equal(floats[0], package.samples.golden_float)
+    artifact = converter("onnx").convert(package, load_target("raspberry-pi/5"), tmp_path)
+    assert artifact.golden.floats == "golden/float.bin" and read_artifact(tmp_path).golden == artifact.golden
+    assert (tmp_path / "golden/float.bin").read_bytes() == floats[0].astype("<f4").tobytes()
+    (tmp_path / "golden/float.bin").write_bytes(outputs[0].astype("<f4").tobytes())
+    with pytest.raises(ConvertError, match=r"float\.bin: sha256 differs"):
+        read_artifact(tmp_path)
 
 
 def test_table_of_converters_is_sorted_and_loads() -> None:

@@ -1,4 +1,5 @@
-"""The golden check of dynamic schemes: as many dB and as many equal labels as the tolerance asks."""
+"""The golden check: of dynamic schemes as many dB and as many equal labels as the tolerance asks, of static ones an
+error against float like that of the model they were made of."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgesdk.harness.worker import blocks
 
+STATIC = {"kind": "sqnr_db", "limit": 30.0, "labels_equal": None, "noise_db": 6.0}
 DYNAMIC = {"kind": "sqnr_db", "limit": 20, "labels_equal": 0.98}
 LOGITS = {"name": "logits", "dtype": "float32", "shape": [1, 3]}
 EMBEDDING = {"name": "embedding", "dtype": "float32", "shape": [1, 3]}
@@ -81,3 +83,53 @@ def test_broken_outputs_have_no_labels() -> None:
     found[3, 1] = np.nan
     verdict = blocks.judge(DYNAMIC, expected.tobytes(), found.tobytes(), [LOGITS], 32)
     assert (verdict["passed"], verdict["value"], verdict["labels_equal"]) == (False, None, None)
+
+
+def _static(n: int, own: float, other: float, floats: bool = True) -> dict[str, Any]:
+    """Outputs of n rows whose errors against float are independent: of the model's own rounding (`own`, the size of the
+    errors) and of another one's (`other`)."""
+    rng = np.random.default_rng(n)
+    exact = rng.standard_normal((n, 3)).astype(np.float32)
+    exact = rng.standard_normal((n, 3)).astype(np.float32)
+    noise = [rng.standard_normal((n, 3)).astype(np.float32) * np.float32(size) for size in (own, other)]
+    expected, found = (exact + part for part in noise)
+    block = exact.tobytes() if floats else None
+    return blocks.judge(STATIC, expected.tobytes(), found.tobytes(), [LOGITS], n, block)
+
+
+@pytest.mark.parametrize(("own", "other", "passed"), [
+    (0.1, 0.1, True), (0.1, 0.05, True), (0.1, 0.14, False), (0.1, 1.0, False), (0.001, 0.1, False),
+])
+def test_static_outputs_may_differ_as_their_model_differs_from_float(own: float, other: float, passed: bool) -> None:
+    verdict = _static(400, own, other)
+    assert verdict["value"] < 30 and verdict["passed"] is passed
+    assert verdict["noise_db"] == pytest.approx(20 * np.log10(other / own), abs=0.6)
+    assert ("dB above the model's own, limit 0.3" in verdict["reason"]) is not passed
+
+
+def test_few_rows_are_given_more_room() -> None:
+    """6 / sqrt(n) dB: 3 for 4 rows, 0.3 for 400."""
+    rows = np.array([[1.0, 0.0, 0.0]] * 400, np.float32)
+    for n, passed in ((4, True), (400, False)):
+        expected, found = rows[:n] + np.float32(0.1), rows[:n] - np.float32(0.13)
+        verdict = blocks.judge(STATIC, expected.tobytes(), found.tobytes(), [LOGITS], n, rows[:n].tobytes())
+        assert verdict["noise_db"] == pytest.approx(20 * np.log10(1.3), abs=1e-3)
+        assert verdict["passed"] is passed
+
+
+def test_outputs_within_the_limit_need_no_float_outputs() -> None:
+    assert _static(64, 0.001, 0.001, floats=False)["passed"]
+    verdict = _static(64, 0.1, 0.1, floats=False)
+    assert not verdict["passed"] and verdict["noise_db"] is None
+
+
+def test_float_outputs_of_another_size_are_refused() -> None:
+    rows = np.ones((4, 3), np.float32)
+    verdict = blocks.judge(STATIC, rows.tobytes(), (rows * 2).tobytes(), [LOGITS], 4, rows[:3].tobytes())
+    assert not verdict["passed"] and "36 bytes, expected 48" in verdict["reason"]
+
+
+def test_an_exact_model_allows_no_error() -> None:
+    rows = np.ones((4, 3), np.float32)
+    verdict = blocks.judge(STATIC, rows.tobytes(), (rows * 2).tobytes(), [LOGITS], 4, rows.tobytes())
+    assert not verdict["passed"] and verdict["noise_db"] == blocks.BEST_SQNR

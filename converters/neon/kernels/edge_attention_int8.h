@@ -1,5 +1,6 @@
 /* Integer attention on the packed int8 results of the projections: scores and context are exact sums of int8 products,
- * the softmax between them has 8 bits (edge_softmax_int8.h), and the context is quantized into the next layer's packed_a.
+ * the softmax between them has up to 15 bits (edge_softmax_integer.h), and the context is quantized into the next layer's
+ * packed_a.
  *
  * A panel of MR queries or keys in packed_a is the left and the right operand of a tile, so nothing is copied but the
  * values, which are transposed once for each head. Only kernel sets with edge_tile_scores and edge_tile_values. */
@@ -8,11 +9,9 @@
 enum { GV = MR / VW }; /* vectors of MR columns */
 
 typedef struct {
-  int32_t zero_query, zero_value; /* zero points */
-  int32_t multiplier;             /* of scores, see edge_softmax_int8 */
-  int shift;
-  float ratio;                    /* s_value / s_out */
-  int zero_out;
+  edge_exponents softmax;
+  int32_t zero_query;             /* its zero point; a key's shifts all scores of a row, which changes nothing */
+  float ratio, offset;            /* s_value / s_out; zero_out - zero_value * ratio */
   int heads, group, size, causal; /* size: a multiple of 16 */
 } edge_attention8;
 
@@ -21,45 +20,24 @@ typedef struct {
   int q_depth, k_depth, v_depth, queries, keys;
 } edge_attention_rows;
 
-/* [size / MR][padded / KR][MR columns][KR keys], unsigned (+128), of one head; keys behind the last panel are 0. */
-EDGE_INLINE void edge_pack_values_int8(const int8_t *v, int depth, int keys, int padded, int size, uint8_t *out) {
+/* [size / MR][padded / KR][MR columns][KR keys] of one head; keys behind the last panel are 0. */
+EDGE_INLINE void edge_pack_values_int8(const int8_t *v, int depth, int keys, int padded, int size, int8_t *out) {
 #if defined(EDGE_ISA_DOTPROD)
   static const uint8_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  const uint8x16_t index = vld1q_u8(order), flip = vdupq_n_u8(0x80);
+  const uint8x16_t index = vld1q_u8(order);
   for (int key = 0; key < padded; key += 8)
     for (int column = 0; column < size; column += 4) {
-      uint8_t *to = out + (size_t)(column / 8) * padded * 8 + key * 8 + column % 8 * 4;
-      const uint8_t *from = (const uint8_t *)v + (size_t)key * depth + column * 8;
-      EDGE_UNROLL for (int half = 0; half < 2; half++) {
-        uint8x16_t bytes = key < keys ? vqtbl1q_u8(vld1q_u8(from + 16 * half), index) : flip;
-        vst1q_u8(to + 32 * half, veorq_u8(bytes, flip));
-      }
-    }
-#elif defined(EDGE_ISA_BASE)
-  for (int key = 0; key < padded; key += 16)
-    for (int column = 0; column < size; column += 16) {
-      uint8x16_t bytes[16], next[16];
-      for (int row = 0; row < 16; row++) {
-        int panel = (key + row) / 4 * 4 < keys ? (key + row) / 4 * 4 : 0; /* keys behind the last have p = 0 */
-        bytes[row] = vld1q_u8((const uint8_t *)v + (size_t)panel * depth + column * 4 + row % 4 * 16);
-        bytes[row] = veorq_u8(bytes[row], vdupq_n_u8(0x80));
-      }
-      for (int round = 0; round < 4; round++) {
-        EDGE_UNROLL for (int i = 0; i < 8; i++) {
-          next[2 * i] = vzip1q_u8(bytes[i], bytes[i + 8]);
-          next[2 * i + 1] = vzip2q_u8(bytes[i], bytes[i + 8]);
-        }
-        memcpy(bytes, next, sizeof bytes);
-      }
-      for (int i = 0; i < 16; i++)
-        vst1q_u8(out + (size_t)(column + i) / 4 * padded * 4 + (size_t)key * 4 + i % 4 * 16, bytes[i]);
+      int8_t *to = out + (size_t)(column / 8) * padded * 8 + key * 8 + column % 8 * 4;
+      const int8_t *from = v + (size_t)key * depth + column * 8;
+      EDGE_UNROLL for (int half = 0; half < 2; half++)
+        vst1q_s8(to + 32 * half, key < keys ? vqtbl1q_s8(vld1q_s8(from + 16 * half), index) : vdupq_n_s8(0));
     }
 #else
   for (int key = 0; key < padded; key++)
     for (int column = 0; column < size; column++) {
       size_t from = (size_t)(key / MR) * MR * depth + (size_t)(column / KR) * MR * KR + key % MR * KR + column % KR;
-      uint8_t *to = out + (size_t)(column / MR) * padded * MR + (size_t)(key / KR) * MR * KR;
-      to[column % MR * KR + key % KR] = key < keys ? (uint8_t)(v[from] ^ 0x80) : 0;
+      int8_t *to = out + (size_t)(column / MR) * padded * MR + (size_t)(key / KR) * MR * KR;
+      to[column % MR * KR + key % KR] = key < keys ? v[from] : 0;
     }
 #endif
 }
@@ -120,27 +98,24 @@ EDGE_INLINE void edge_scores_int8(const edge_attention_rows *rows, const edge_at
 }
 
 /* The context of MR queries: columns `column`... of packed_a `out`. */
-EDGE_INLINE void edge_context_int8(const edge_attention8 *layer, const uint8_t *p, const int32_t sums[MR],
-                                   const uint8_t *values, int padded, int8_t *out, int depth, int m, int column) {
-  int32_t start[MR];
+EDGE_INLINE void edge_context_int8(const edge_attention8 *layer, const int8_t *p, const int32_t sums[MR],
+                                   const int8_t *values, int padded, int8_t *out, int depth, int m, int column) {
   float ratio[MR];
-  EDGE_UNROLL for (int i = 0; i < MR; i++) {
-    start[i] = -(128 + layer->zero_value) * sums[i];
-    ratio[i] = layer->ratio / (float)sums[i];
-  }
+  EDGE_UNROLL for (int i = 0; i < MR; i++) ratio[i] = layer->ratio / (float)sums[i];
+  const vf offset = vf_splat(layer->offset);
   for (int at = 0; at < layer->size; at += MR) {
     vi acc[MR][GV];
-    edge_tile_values(p, values + (size_t)at * padded, padded / KR, start, acc);
+    edge_tile_values(p, values + (size_t)at * padded, padded / KR, acc);
     EDGE_UNROLL for (int j = 0; j < GV; j++) {
 #if defined(EDGE_NEON)
       vi integers[MR];
-      EDGE_UNROLL for (int i = 0; i < MR; i++) integers[i] = vf_to_int(vmulq_n_f32(vf_from_int(acc[i][j]), ratio[i]));
-      edge_put_rows(out, depth, m, column + at + j * VW, integers, vdup_n_s16((int16_t)layer->zero_out));
+      EDGE_UNROLL for (int i = 0; i < MR; i++)
+        integers[i] = vf_to_int(vmulq_n_f32(vf_from_int(acc[i][j]), ratio[i]) + offset);
+      edge_put_rows(out, depth, m, column + at + j * VW, integers, vdup_n_s16(0), 0);
 #else
-      for (int i = 0; i < MR; i++) {
-        vf zero = vf_splat((float)layer->zero_out);
-        vi value = vf_to_int(edge_requantize(acc[i][j], vf_splat(ratio[i]), zero));
-        edge_put_packed(out, depth, m + i, column + at + j * VW, value);
+      EDGE_UNROLL for (int i = 0; i < MR; i++) {
+        vf value = vf_from_int(acc[i][j]) * vf_splat(ratio[i]) + offset;
+        edge_put_packed(out, depth, m + i, column + at + j * VW, vf_to_int(vf_clamp(vf_round(value), -128.0f, 127.0f)));
       }
 #endif
     }
@@ -148,14 +123,14 @@ EDGE_INLINE void edge_context_int8(const edge_attention8 *layer, const uint8_t *
 }
 
 /* out[:, h * size ...] (packed_a) = quantized softmax(q k^T) v for each head h; query head h uses key/value head
- * h / group; scratch holds size * padded + padded * (4 + 5 * MR) bytes, padded: keys rounded up to 16. */
+ * h / group; scratch holds padded * (4 + 6 * MR + size) bytes, padded: keys rounded up to 16. */
 EDGE_KERNEL void edge_attention_int8(const edge_attention8 *layer, const int8_t *q, int q_depth, const int8_t *k,
                                      int k_depth, const int8_t *v, int v_depth, int queries, int keys, int8_t *out,
                                      int depth, unsigned char *scratch) {
   const edge_attention_rows rows = {q, k, v, q_depth, k_depth, v_depth, queries, keys};
   const int padded = (keys + 15) / 16 * 16;
   int32_t *start = (int32_t *)scratch, *scores = start + padded;
-  uint8_t *values = (uint8_t *)(scores + padded * MR), *p = values + (size_t)layer->size * padded;
+  int8_t *values = (int8_t *)(scores + padded * MR), *p = values + (size_t)layer->size * padded;
   for (int head = 0; head < layer->heads; head++) {
     const size_t shared = (size_t)(head / layer->group) * layer->size * MR, own = (size_t)head * layer->size * MR;
     if (head % layer->group == 0) {
@@ -165,7 +140,7 @@ EDGE_KERNEL void edge_attention_int8(const edge_attention8 *layer, const int8_t 
     for (int m = 0; m < queries; m += MR) {
       int32_t most[MR], sums[MR];
       edge_scores_int8(&rows, layer, q + own + (size_t)m * q_depth, k + shared, start, m, padded, scores, most);
-      edge_softmax_int8(scores, padded / KR, most, layer->multiplier, layer->shift, p, sums);
+      edge_softmax_rows(&layer->softmax, scores, padded / KR, most, p, sums);
       edge_context_int8(layer, p, sums, values, padded, out, depth, m, head * layer->size);
     }
   }

@@ -88,14 +88,19 @@ EDGE_INLINE void edge_put_packed(int8_t *packed, int k, int row, int column, vi 
 
 #if defined(EDGE_NEON)
 /* Columns `column` to column + 3 of the MR rows from `row` on (a multiple of MR) into a packed_a buffer:
- * clamp(integers + zero). */
-EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const vi integers[MR], int16x4_t zero) {
+ * clamp(integers + zero); `shifted`, a constant, says that there is a zero. */
+EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const vi integers[MR], int16x4_t zero,
+                               const int shifted) {
   int16x8_t both = vcombine_s16(zero, zero);
   int8_t *panel = packed + (size_t)row * k + (size_t)(column / KR) * MR * KR + column % KR;
   EDGE_UNROLL for (int i = 0; i < MR; i += 4) {
     int16x8_t first = vcombine_s16(vqmovn_s32(integers[i]), vqmovn_s32(integers[i + 1]));
     int16x8_t second = vcombine_s16(vqmovn_s32(integers[i + 2]), vqmovn_s32(integers[i + 3]));
-    int8x16_t bytes = vcombine_s8(vqmovn_s16(vqaddq_s16(first, both)), vqmovn_s16(vqaddq_s16(second, both)));
+    if (shifted) {
+      first = vqaddq_s16(first, both);
+      second = vqaddq_s16(second, both);
+    }
+    int8x16_t bytes = vcombine_s8(vqmovn_s16(first), vqmovn_s16(second));
     if (KR == 4) {
       vst1q_s8(panel + i * KR, bytes);
     } else {
@@ -192,7 +197,7 @@ EDGE_INLINE void edge_tile_to_packed(const int8_t *x, int8_t *out, int k, const 
     vi integers[MR];
     EDGE_UNROLL for (int i = 0; i < rows; i++) integers[i] = vf_to_int(vf_from_int(acc[i][j]) * scale);
     EDGE_UNROLL for (int i = rows; i < MR; i++) integers[i] = integers[0];
-    edge_put_rows(out, k, m, column, integers, panel->shift[j]);
+    edge_put_rows(out, k, m, column, integers, panel->shift[j], 1);
 #else
     vf zero = vf_load(panel->zero + j * VW);
     EDGE_UNROLL for (int i = 0; i < rows; i++)

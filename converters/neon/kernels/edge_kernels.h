@@ -34,6 +34,6 @@
 #include "edge_attention.h"
 #include "edge_attention_cached.h"
 #if defined(EDGE_ATTENTION_TILES)
-#include "edge_softmax_int8.h"
+#include "edge_softmax_integer.h"
 #include "edge_attention_int8.h"
 #endif

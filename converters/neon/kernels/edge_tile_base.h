@@ -5,7 +5,6 @@
  * 8 MAC a cycle on A72 (llvm-mca). */
 #pragma once
 enum { MR = 4, NR = 4, KR = 16, FLIP = 0 };
-#define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
 
 #define EDGE_MULTIPLY(OP, W, J)                                                                           \
   #OP " v8.8h, v0." #W ", v" #J "." #W "\n" #OP " v9.8h, v1." #W ", v" #J "." #W "\n"                       \
@@ -74,31 +73,3 @@ EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const in
   }
   edge_add_up(rows, start, sum, acc);
 }
-
-/* Tiles of attention: A and B are panels of 4 rows, [steps][4][16]. Both are activations, and -128 * -128 twice does not
- * fit int16, nor do two products of bytes fit uint16: each product is widened alone. */
-#define EDGE_TILE_WIDE(NAME, BYTES, WORDS, SUMS, SUFFIX, ZERO, STARTED)                                          \
-  EDGE_INLINE void NAME(const BYTES *a, const BYTES *b, int steps, const int32_t *start, int32x4_t acc[4][1]) { \
-    SUMS sum[4][4];                                                                                             \
-    EDGE_UNROLL for (int i = 0; i < 4; i++)                                                                     \
-      EDGE_UNROLL for (int j = 0; j < 4; j++) sum[i][j] = ZERO(0);                                              \
-    for (; steps; steps--, a += 64, b += 64) {                                                                  \
-      WORDS row[4];                                                                                             \
-      EDGE_UNROLL for (int i = 0; i < 4; i++) row[i] = vld1q_##SUFFIX##8(a + 16 * i);                           \
-      EDGE_UNROLL for (int j = 0; j < 4; j++) {                                                                 \
-        WORDS column = vld1q_##SUFFIX##8(b + 16 * j);                                                           \
-        EDGE_UNROLL for (int i = 0; i < 4; i++) {                                                               \
-          sum[i][j] = vpadalq_##SUFFIX##16(                                                                     \
-              sum[i][j], vmull_##SUFFIX##8(vget_low_##SUFFIX##8(row[i]), vget_low_##SUFFIX##8(column)));        \
-          sum[i][j] = vpadalq_##SUFFIX##16(sum[i][j], vmull_high_##SUFFIX##8(row[i], column));                  \
-        }                                                                                                       \
-      }                                                                                                         \
-    }                                                                                                           \
-    EDGE_UNROLL for (int i = 0; i < 4; i++) {                                                                   \
-      SUMS left = vpaddq_##SUFFIX##32(sum[i][0], sum[i][1]), right = vpaddq_##SUFFIX##32(sum[i][2], sum[i][3]); \
-      acc[i][0] = vaddq_s32(STARTED, (int32x4_t)vpaddq_##SUFFIX##32(left, right));                              \
-    }                                                                                                           \
-  }
-EDGE_TILE_WIDE(edge_tile_scores, int8_t, int8x16_t, int32x4_t, s, vdupq_n_s32, vld1q_s32(start))
-EDGE_TILE_WIDE(edge_tile_values, uint8_t, uint8x16_t, uint32x4_t, u, vdupq_n_u32, vdupq_n_s32(start[i]))
-#undef EDGE_TILE_WIDE

@@ -84,44 +84,45 @@ EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const in
 }
 
 /* 8 x 8 tiles of attention: A and B are panels of 8 rows, [steps][8][4], `steps` a multiple of 4. */
-#define EDGE_DOT_2(OP, X, Y, C, D, A, L) \
-  #OP " %" #X ".4s, v" #C ".16b, v" #A ".4b[" #L "]\n" #OP " %" #Y ".4s, v" #D ".16b, v" #A ".4b[" #L "]\n"
-#define EDGE_DOT_16(OP, C, D, A, B)                                                                     \
-  EDGE_DOT_2(OP, 0, 1, C, D, A, 0) EDGE_DOT_2(OP, 2, 3, C, D, A, 1) EDGE_DOT_2(OP, 4, 5, C, D, A, 2)    \
-      EDGE_DOT_2(OP, 6, 7, C, D, A, 3) EDGE_DOT_2(OP, 8, 9, C, D, B, 0) EDGE_DOT_2(OP, 10, 11, C, D, B, 1) \
-          EDGE_DOT_2(OP, 12, 13, C, D, B, 2) EDGE_DOT_2(OP, 14, 15, C, D, B, 3)
-#define EDGE_DOT_32(OP)                                                  \
+#define EDGE_DOT_2(X, Y, C, D, A, L) \
+  "sdot %" #X ".4s, v" #C ".16b, v" #A ".4b[" #L "]\nsdot %" #Y ".4s, v" #D ".16b, v" #A ".4b[" #L "]\n"
+#define EDGE_DOT_16(C, D, A, B)                                                               \
+  EDGE_DOT_2(0, 1, C, D, A, 0) EDGE_DOT_2(2, 3, C, D, A, 1) EDGE_DOT_2(4, 5, C, D, A, 2)      \
+      EDGE_DOT_2(6, 7, C, D, A, 3) EDGE_DOT_2(8, 9, C, D, B, 0) EDGE_DOT_2(10, 11, C, D, B, 1) \
+          EDGE_DOT_2(12, 13, C, D, B, 2) EDGE_DOT_2(14, 15, C, D, B, 3)
+#define EDGE_DOT_32                                                      \
   "ld1 {v0.16b-v3.16b}, [x9], #64\nld1 {v4.16b-v7.16b}, [x10], #64\n" \
-  EDGE_DOT_16(OP, 4, 5, 0, 1) EDGE_DOT_16(OP, 6, 7, 2, 3)
+  EDGE_DOT_16(4, 5, 0, 1) EDGE_DOT_16(6, 7, 2, 3)
+#define EDGE_DOT_LOOP(LABEL)                                     \
+  "mov x10, %[b]\nmov w11, %w[steps]\n" LABEL ":\n" EDGE_DOT_32 EDGE_DOT_32 \
+  "subs w11, w11, #4\nb.gt " LABEL "b\n"
 #define EDGE_OUT_2(I) "=&w"(acc[I][0]), "=&w"(acc[I][1])
-#define EDGE_OUT_16                                                                                              \
-  EDGE_OUT_2(0), EDGE_OUT_2(1), EDGE_OUT_2(2), EDGE_OUT_2(3), EDGE_OUT_2(4), EDGE_OUT_2(5), EDGE_OUT_2(6),      \
+#define EDGE_OUT_16                                                                                         \
+  EDGE_OUT_2(0), EDGE_OUT_2(1), EDGE_OUT_2(2), EDGE_OUT_2(3), EDGE_OUT_2(4), EDGE_OUT_2(5), EDGE_OUT_2(6), \
       EDGE_OUT_2(7)
-#define EDGE_COLUMNS_2(X, Y) "mov %" #X ".16b, v4.16b\nmov %" #Y ".16b, v5.16b\n"
-#define EDGE_ROW_2(X, Y, V, L) "dup %" #X ".4s, v" #V ".s[" #L "]\ndup %" #Y ".4s, v" #V ".s[" #L "]\n"
-#define EDGE_TILE_8x8(OP, START)                                                     \
-  __asm__("ld1 {v4.4s-v5.4s}, [%[start]]\n"                                          \
-          "mov x9, %[a]\n"                                                           \
-          "mov x10, %[b]\n"                                                          \
-          "mov w11, %w[steps]\n" START                                               \
-          "1:\n" EDGE_DOT_32(OP) EDGE_DOT_32(OP)                                     \
-          "subs w11, w11, #4\n"                                                      \
-          "b.gt 1b\n"                                                                \
-          : EDGE_OUT_16                                                              \
-          : [a] "r"(a), [b] "r"(b), [steps] "r"(steps), [start] "r"(start)           \
-          : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "x9", "x10", "x11", "cc", "memory")
+#define EDGE_CLOBBERS "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "x9", "x10", "x11", "cc", "memory"
+#define EDGE_EACH_16(DO) \
+  DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) DO(15)
+#define EDGE_ZERO_1(X) "movi %" #X ".4s, #0\n"
+#define EDGE_TIMES_256(X) "shl %" #X ".4s, %" #X ".4s, #8\n"
+#define EDGE_COLUMNS_2(X, Y) "ldp %q" #X ", %q" #Y ", [%[start]]\n"
 
-/* acc = start [8 columns] + a b, signed. */
+/* acc = start [8 columns] + a b. */
 EDGE_INLINE void edge_tile_scores(const int8_t *a, const int8_t *b, int steps, const int32_t *start,
                                   int32x4_t acc[8][2]) {
-  EDGE_TILE_8x8(sdot, EDGE_COLUMNS_2(0, 1) EDGE_COLUMNS_2(2, 3) EDGE_COLUMNS_2(4, 5) EDGE_COLUMNS_2(6, 7)
-                          EDGE_COLUMNS_2(8, 9) EDGE_COLUMNS_2(10, 11) EDGE_COLUMNS_2(12, 13) EDGE_COLUMNS_2(14, 15));
+  __asm__("mov x9, %[a]\n" EDGE_COLUMNS_2(0, 1) EDGE_COLUMNS_2(2, 3) EDGE_COLUMNS_2(4, 5) EDGE_COLUMNS_2(6, 7)
+              EDGE_COLUMNS_2(8, 9) EDGE_COLUMNS_2(10, 11) EDGE_COLUMNS_2(12, 13) EDGE_COLUMNS_2(14, 15)
+                  EDGE_DOT_LOOP("1")
+          : EDGE_OUT_16
+          : [a] "r"(a), [b] "r"(b), [steps] "r"(steps), [start] "r"(start)
+          : EDGE_CLOBBERS);
 }
 
-/* acc = start [8 rows] + a b, unsigned. */
-EDGE_INLINE void edge_tile_values(const uint8_t *a, const uint8_t *b, int steps, const int32_t *start,
-                                  int32x4_t acc[8][2]) {
-  EDGE_TILE_8x8(udot, EDGE_ROW_2(0, 1, 4, 0) EDGE_ROW_2(2, 3, 4, 1) EDGE_ROW_2(4, 5, 4, 2) EDGE_ROW_2(6, 7, 4, 3)
-                          EDGE_ROW_2(8, 9, 5, 0) EDGE_ROW_2(10, 11, 5, 1) EDGE_ROW_2(12, 13, 5, 2)
-                              EDGE_ROW_2(14, 15, 5, 3));
+/* acc = 256 high b + low b, where `digits` holds the panels of high and of low. */
+EDGE_INLINE void edge_tile_values(const int8_t *digits, const int8_t *b, int steps, int32x4_t acc[8][2]) {
+  __asm__("mov x9, %[digits]\n" EDGE_EACH_16(EDGE_ZERO_1) EDGE_DOT_LOOP("1") EDGE_EACH_16(EDGE_TIMES_256)
+              EDGE_DOT_LOOP("2")
+          : EDGE_OUT_16
+          : [digits] "r"(digits), [b] "r"(b), [steps] "r"(steps)
+          : EDGE_CLOBBERS);
 }

@@ -16,11 +16,12 @@ EDGE_INLINE void edge_tile_scores(const int8_t *a, const int8_t *b, int steps, c
   edge_tile(a, b, steps, MR, start, acc);
 }
 
-EDGE_INLINE void edge_tile_values(const uint8_t *a, const uint8_t *b, int steps, const int32_t *start,
-                                  vi acc[MR][MR / VW]) {
+/* 256 high b + low b, where `digits` holds the panels of high and of low. */
+EDGE_INLINE void edge_tile_values(const int8_t *digits, const int8_t *b, int steps, vi acc[MR][MR / VW]) {
+  const int8_t *low = digits + (size_t)steps * MR;
   for (int i = 0; i < MR; i++)
-    for (int j = 0; j < MR; j++) acc[i][j] = start[i];
-  for (int k = 0; k < steps; k++, a += MR, b += MR)
+    for (int j = 0; j < MR; j++) acc[i][j] = 0;
+  for (int k = 0; k < steps; k++, digits += MR, low += MR, b += MR)
     for (int i = 0; i < MR; i++)
-      for (int j = 0; j < MR; j++) acc[i][j] += a[i] * b[j];
+      for (int j = 0; j < MR; j++) acc[i][j] += (256 * digits[i] + low[i]) * b[j];
 }
