@@ -89,6 +89,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> functools._lru_cache_wrap
     return build
 
 
+def least_db(target: str) -> float:
+    """Of w8a8 against the graph: attention in integers turns more roundings than attention in floats."""
+    return 35 if choose(load_target(target)).integer_attention else 40
+
+
 @pytest.mark.parametrize(("target", "kind", "scheme"), MODELS)
 def test_answers_like_onnx_runtime(built, tmp_path: Path, target: str, kind: str, scheme: str) -> None:
     """Far tighter than the artifact's tolerance where the arithmetic is the graph's own; lengths of rows differ."""
@@ -101,7 +106,7 @@ def test_answers_like_onnx_runtime(built, tmp_path: Path, target: str, kind: str
         return
     if scheme == "fp32":
         assert np.abs(found - case.case.expected).max() <= 1e-4
-    assert sqnr_db(case.case.expected, found) >= (80 if scheme == "fp32" else 40)
+    assert sqnr_db(case.case.expected, found) >= (80 if scheme == "fp32" else least_db(target))
 
 
 def test_artifact_is_readable_and_honest(built) -> None:
@@ -289,4 +294,4 @@ def test_every_compiler_builds_the_same_answers(built, tmp_path: Path, target: s
         qemu = ["qemu-aarch64", "-cpu", QEMU_CPU[target]] if target != "host" else []
         subprocess.run([*qemu, str(tmp_path / "model"), *words], check=True, timeout=60)
         found = np.fromfile(tmp_path / "out.bin", "<f4").reshape(case.case.expected.shape)
-        assert sqnr_db(case.case.expected, found) >= 40
+        assert sqnr_db(case.case.expected, found) >= least_db(target)
