@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 HEAD = """# Benchmarks
@@ -26,11 +27,24 @@ def main() -> None:
             value = f"{entry['value']:,}" if isinstance(entry["value"], int) else entry["value"]
             met = {True: "yes", False: "**missed**", None: ""}[entry["met"]]
             interval += f" (≥ {entry['lower95']})" if "lower95" in entry else ""
+            interval += f" ({entry['note']})" if "note" in entry else ""
             text = f"{value} {entry['unit']}".strip() + interval
             if entry["value"] is None:
                 text = f"not measured: {entry['reason']}" if "reason" in entry else "not measured"
             parts.append(f"| {entry['figure']} | {text} | {entry['goal'] or ''} | {met} | {entry['provenance']} |\n")
+        parts += [_table(table) for table in document.get("tables", [])]
     (ROOT / "docs" / "benchmarks.md").write_text("".join(parts))
+
+
+def _table(table: dict[str, Any]) -> str:
+    """A table of a document: `title`, `columns`, `rows` of cells."""
+    lines = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    text = "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
+    return f"\n{table['title']}\n\n{text}"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

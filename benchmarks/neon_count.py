@@ -9,18 +9,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from edgesdk.cli.output import say
-from edgesdk.converters.neon.build import kernel_sources
-from edgesdk.files import canonical_json, sha256_bytes, write_atomic
+from edgesdk.files import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgesdk.harness.emulate.device import device_files
-from edgesdk.harness.emulate.layers import WHEELS, build_layers, cache_folder
-from edgesdk.harness.worker.count import parse_counts
+from edgesdk.harness.emulate.layers import build_layers, cache_folder, qemu_folder, rootfs_folder
+from edgesdk.harness.worker.count import CLASSES, parse_counts
 from edgesdk.targets import load_target
 
-LIMIT_SECONDS = 900
+LIMIT_SECONDS = 1800
+STEP = 100  # the first step's marker in `model profile`
 Counts = dict[str, int]
 GUEST = Path(__file__).with_name("neon_guest.py")
 BOARDS = {"cortex-a76": "raspberry-pi/5", "cortex-a72": "raspberry-pi/4"}
@@ -80,18 +83,31 @@ class Counter:
 
     def ours(self, artifact: Path) -> Counts:
         """One inference of the first golden row by an artifact of the NEON build."""
-        return parse_counts(self.lines(*_ours(artifact, Path(self.temporary.name))))[-1]
+        return parse_counts(self.lines(*_ours("count", artifact, Path(self.temporary.name))))[-1]
 
-    def peer(self, artifact: Path) -> Counts:
-        """One inference by ONNX Runtime or LiteRT, less an empty call's cost."""
-        python = self.root / "usr/bin/python3.11"
-        counts = parse_counts(self.lines(str(python), str(GUEST), str(artifact)))
-        empty, last = counts[0], counts[-1]
-        return {key: last[key] - empty[key] for key in last}
+    def steps(self, artifact: Path) -> list[Counts]:
+        """One inference by an artifact of the NEON build: the counts of each step of its plan, in their order."""
+        lines = self.lines(*_ours("profile", artifact, Path(self.temporary.name))).splitlines()
+        marks = [entry for entry in map(json.loads, lines) if entry["edgecount"] == "mark" and entry["tag"] >= STEP]
+        assert [entry["tag"] for entry in marks] == list(range(STEP, STEP + len(marks))), "a step was skipped"
+        return [{key: entry[key] for key in CLASSES} for entry in marks]
+
+    def peers(self, artifacts: Sequence[Path]) -> list[Counts]:
+        """One inference by ONNX Runtime or LiteRT of each artifact, less the call of a model that does next to nothing;
+        all in one process, whose start takes longer than an inference."""
+        words = [str(self.root / "usr/bin/python3.11"), str(GUEST)]
+        for index, artifact in enumerate(artifacts):
+            kind = next(name for name in EMPTY if (artifact / f"model.{name}").exists())
+            empty = Path(self.temporary.name) / f"empty-{index}.{kind}"
+            empty.write_bytes(EMPTY[kind](json.loads((artifact / "artifact.json").read_bytes())))
+            words += [str(artifact), str(empty)]
+        counts = parse_counts(self.lines(*words))
+        pairs = zip(counts[::2], counts[1::2], strict=True)
+        return [{key: found[key] - nothing[key] for key in found} for nothing, found in pairs]
 
 
-def _ours(artifact: Path, folder: Path) -> list[str]:
-    """The command that counts the first golden row alone."""
+def _ours(command: str, artifact: Path, folder: Path) -> list[str]:
+    """The command that works on the first golden row alone."""
     document = json.loads((artifact / "artifact.json").read_text())
     data, rows, at, first = (artifact / "golden/in.bin").read_bytes(), document["golden"]["n"], 0, b""
     for tensor in document["inputs"]:
@@ -99,27 +115,58 @@ def _ours(artifact: Path, folder: Path) -> list[str]:
         first += data[at : at + size]
         at += size * rows
     (folder / "in.bin").write_bytes(first)
-    return [str(artifact / "model"), "count", "--inputs", str(folder / "in.bin"), "--n", "1"]
+    return [str(artifact / "model"), command, "--inputs", str(folder / "in.bin"), "--n", "1"]
 
 
-def remembered(kind: str, scheme: str, cpu: str, sequence: int, build: Callable[[], Path]) -> Counts:
-    """The count of an artifact, made once for each state of what makes it: counts do not change with the machine."""
+def _empty_onnx(document: dict[str, Any]) -> bytes:
+    """A graph with the artifact's inputs that only asks for the shape of the first one."""
+    from onnx import TensorProto, helper
+
+    kinds = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(t["name"], kinds[t["dtype"]], t["shape"]) for t in document["inputs"]]
+    node = helper.make_node("Shape", [document["inputs"][0]["name"]], ["shape"])
+    output = helper.make_tensor_value_info("shape", TensorProto.INT64, [len(document["inputs"][0]["shape"])])
+    graph = helper.make_graph([node], "empty", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def _empty_tflite(document: dict[str, Any]) -> bytes:
+    """A model with the artifact's inputs that only makes a row of the first one's numbers."""
+    from edgesdk.converters.tflite.flatbuffer import FlatbufferWriter
+
+    writer = FlatbufferWriter()
+    inputs = [writer.tensor(t["shape"], t["dtype"], None, t["name"]) for t in document["inputs"]]
+    shape, dtype = document["inputs"][0]["shape"], document["inputs"][0]["dtype"]
+    output = writer.tensor((math.prod(shape),), dtype, None, "row")
+    writer.operator("RESHAPE", [inputs[0], writer.constant(np.array([math.prod(shape)], np.int32))], [output])
+    return writer.finish(inputs, [output])
+
+
+EMPTY: dict[str, Callable[[dict[str, Any]], bytes]] = {"onnx": _empty_onnx, "tflite": _empty_tflite}
+
+
+def remembered(artifacts: Sequence[Path], cpu: str) -> list[Counts]:
+    """The counts of artifacts, all ours or all of peers, made once for each content: counts do not change with the
+    machine."""
     store = cache_folder() / "neon-counts.json"
     known: dict[str, Counts] = json.loads(store.read_text()) if store.exists() else {}
-    key = f"{cpu} {kind} {scheme} {sequence} {_digest(kind)}"
-    if key not in known:
-        artifact = build()
+    keys = [f"{cpu} {digest(artifact)}" for artifact in artifacts]
+    absent = [artifact for artifact, key in zip(artifacts, keys, strict=True) if key not in known]
+    if absent:
+        say(f"{cpu}: counting {', '.join(artifact.name for artifact in absent)}")
         with Counter(cpu) as counter:
-            found = counter.ours(artifact) if kind == "neon" else counter.peer(artifact)
-        known = (json.loads(store.read_text()) if store.exists() else {}) | {key: found}
+            ours = (absent[0] / "model").exists()
+            found = [counter.ours(artifact) for artifact in absent] if ours else counter.peers(absent)
+        new = {f"{cpu} {digest(artifact)}": counts for artifact, counts in zip(absent, found, strict=True)}
+        known = (json.loads(store.read_text()) if store.exists() else {}) | new
         write_atomic(store, canonical_json(known))
-        say(f"{cpu} {kind} {scheme} S={sequence}: {found['total']:,} instructions")
-    return known[key]
+    return [known[key] for key in keys]
 
 
-def _digest(kind: str) -> str:
-    """Of the kernels, where they are ours; of the peers' versions."""
-    text = json.dumps(WHEELS).encode()
-    if kind == "neon":
-        text = b"".join(content for _, content in sorted(kernel_sources().items()))
-    return sha256_bytes(text)[:16]
+def digest(artifact: Path) -> str:
+    """Of the files that run, the first golden rows, and what runs them."""
+    files = sorted(path for path in artifact.iterdir() if path.name.startswith("model"))
+    parts = [sha256_file(path) for path in (*files, artifact / "golden/in.bin")]
+    layers = [qemu_folder(shutil.which("qemu-aarch64") or "qemu-aarch64").name, rootfs_folder().name]
+    return sha256_bytes(canonical_json([parts, layers, sha256_file(GUEST)]))[:24]

@@ -1,5 +1,5 @@
-"""Runs in the emulated board's Python: two warm inferences of a peer's artifact between the markers of the counting
-plugin, after one empty interval. `neon_guest.py ARTIFACT_FOLDER`"""
+"""Runs in the emulated board's Python: for each artifact of a peer a call of a model that does nothing, then a warm
+inference, each between the markers of the counting plugin. `neon_guest.py FOLDER EMPTY_MODEL [FOLDER EMPTY_MODEL …]`"""
 
 import ctypes
 import gc
@@ -50,21 +50,26 @@ def litert_call(path, feeds):
     return interpreter.invoke
 
 
-def main():
-    folder = sys.argv[1]
+def count(folder, empty_model):
     with open(os.path.join(folder, "artifact.json")) as stream:
         document = json.load(stream)
     feeds = rows(folder, document)
-    path = os.path.join(folder, "model.onnx")
-    call = onnx_call(path, feeds) if os.path.exists(path) else litert_call(os.path.join(folder, "model.tflite"), feeds)
-    for _ in range(2):
-        call()
+    load = onnx_call if empty_model.endswith(".onnx") else litert_call
+    empty = load(empty_model, feeds)
+    call = load(os.path.join(folder, "model" + os.path.splitext(empty_model)[1]), feeds)
+    for warm in (empty, empty, call, call):
+        warm()
     gc.collect()
-    gc.disable()
-    for nothing in (lambda: None, call, call):
+    for counted in (empty, call):
         mark(1)
-        nothing()
+        counted()
         mark(2)
+
+
+def main():
+    gc.disable()
+    for at in range(1, len(sys.argv), 2):
+        count(sys.argv[at], sys.argv[at + 1])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The packages that `benchmarks/neon.py` counts: MiniLM-L6 (6 layers, hidden 384, 12 heads, feed-forward 1536), mean
 pooling, four classes, in every scheme and for any sequence.
 
-Weights are random unless a folder of `transformers` is given: counts of instructions do not depend on them.
+Weights are random, or those of the fine-tuned model that `neon_trained.py` writes: counts of instructions do not depend
+on them, accuracy and memory do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
-from edgesdk.package import Baseline, Package, Samples
+from edgesdk.package import Baseline, Package, Samples, read_package
 from edgesdk.transformer import module
 from edgesdk.transformer.graph import write_graph
 from edgesdk.transformer.quantize import row_scales
@@ -49,20 +51,36 @@ def random_weights(spec: TransformerSpec, seed: int = SEED) -> Arrays:
     return weights
 
 
-def trained_weights(folder: Path, spec: TransformerSpec) -> Arrays:
-    """Those of a folder of `transformers` with the same layers (its vocabulary cut to the spec's), a random head."""
-    from safetensors.numpy import load_file
-    from transformers import AutoModel
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model and text for it, int64 [N] token ids in one row; `kind` is `trained` or `random`."""
 
-    from edgesdk.transformer.importers import import_model
+    spec: TransformerSpec
+    weights: Mapping[str, NDArray[Any]]
+    tokens: NDArray[np.int64]
+    kind: str
 
-    assert load_file(folder / "model.safetensors")  # a folder without weights gives random ones without a word
-    found = import_model(AutoModel.from_pretrained(folder)).weights
-    weights = random_weights(spec)
-    for name, value in weights.items():
-        if name in found:
-            weights[name] = np.ascontiguousarray(found[name][: len(value)])
-    return weights
+    def inputs(self, sequence: int, rows: int = ROWS) -> Arrays:
+        """`rows` full rows of tokens: no padding."""
+        ids = np.resize(self.tokens, (rows, sequence))
+        return {"input_ids": ids, "attention_mask": np.ones((rows, sequence), np.int64)}
+
+    def package(self, scheme: str, sequence: int) -> Package:
+        """See `package`."""
+        return package(self.weights, scheme, sequence, self.spec, self.inputs(sequence))
+
+
+def random_model() -> Model:
+    """MiniLM's layers with a small vocabulary and four classes."""
+    tokens = np.random.default_rng(SEED).integers(5, VOCABULARY, 4096)
+    return Model(SPEC, random_weights(SPEC), tokens, "random")
+
+
+def trained_model(folder: Path) -> Model:
+    """The fine-tuned model of a folder that `neon_trained.py` wrote; its text is that of the calibration, joined."""
+    found = read_package(folder / "fp32.edgepkg")
+    samples = found.samples.calibration
+    return Model(found.spec, found.weights, samples["input_ids"][samples["attention_mask"] == 1], "trained")
 
 
 def inputs(sequence: int, spec: TransformerSpec = SPEC) -> Arrays:
@@ -72,9 +90,12 @@ def inputs(sequence: int, spec: TransformerSpec = SPEC) -> Arrays:
     return {"input_ids": ids, "attention_mask": np.ones((ROWS, sequence), np.int64)}
 
 
-def package(weights: Mapping[str, NDArray[Any]], scheme: str, sequence: int, spec: TransformerSpec = SPEC) -> Package:
+def package(
+    weights: Mapping[str, NDArray[Any]], scheme: str, sequence: int, spec: TransformerSpec = SPEC,
+    rows: Arrays | None = None,
+) -> Package:
     """A package in `fp32`, `w8a8`, `w8a8-dynamic` or `w4a8`, calibrated by minimum and maximum on its own inputs."""
-    rows, stored = inputs(sequence, spec), dict(weights)
+    rows, stored = rows or inputs(sequence, spec), dict(weights)
     ranges: dict[str, tuple[float, float]] = {}
 
     def observe(name: str, value: Any) -> Any:

@@ -1,0 +1,159 @@
+"""Peak memory on arm64: the NEON build and ONNX Runtime, each in a fresh process of the emulated full board: the part
+`vm` of `neon.py`.
+
+Under qemu-user a process's memory would hold the emulator; the full board is a machine of its own, whose kernel counts
+(VmHWM). Everybody runs one inference of MiniLM in w8a8, S = 128, one thread; ONNX Runtime by its C API (the library of
+the wheel, a program compiled here) and by its Python API. Answers are held against the package's.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from _parts import Entries, Found, Missing
+from _results import figure
+from neon_peers import A76, TARGETS, Builder
+from numpy.typing import NDArray
+
+from edgesdk.converters.neon.kernel_sets import AARCH64
+from edgesdk.converters.neon.toolchain import find
+from edgesdk.errors import EdgeSDKError
+from edgesdk.harness import emulate
+from edgesdk.harness.emulate.layers import rootfs_folder
+from edgesdk.harness.session import Session
+from edgesdk.targets import load_target
+
+SEQUENCE, PROCESSES, SECONDS, LEAST_DB = 128, 3, 900, 30.0
+OURS, C_API, PYTHON = "NEON build", "ONNX Runtime's C API", "ONNX Runtime's Python API"
+GOALS = {C_API: 0.5, PYTHON: 0.25}
+PROMISED = tuple((f"peak RSS, w8a8, aarch64 VM, of {peer}'s", f"≤ {goal}×") for peer, goal in GOALS.items())
+C_SOURCE = Path(__file__).with_name("neon_process_ort.c")
+PLACE, PACKAGES = "neon-bench", "/usr/local/lib/python3.11/dist-packages"
+PYTHON_SOURCE = """
+import sys
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+feeds = dict(zip(("input_ids", "attention_mask"), (numpy.fromfile(path, "<i8")[None] for path in sys.argv[2:4])))
+session.run(None, feeds)[0].tofile(sys.argv[4])
+print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def run(builder: Builder) -> Found:
+    """Peak RSS of each, in the VM, and the ratios."""
+    lacks = emulate.missing(full=True)
+    if lacks:
+        raise Missing("; ".join(lacks))
+    with tempfile.TemporaryDirectory(prefix="edgesdk-vm-") as place:
+        folder = Path(place)
+        commands, expected = _prepare(builder, folder)
+        try:
+            peaks = _measure(folder, commands, expected)
+        except EdgeSDKError as problem:
+            raise Missing(f"the emulated full board failed: {problem}") from problem
+    figures: Entries = []
+    for name, values in peaks.items():
+        megabytes = float(np.median(values)) / 2**20
+        entry = figure(f"peak RSS, w8a8, aarch64 VM, {name}", megabytes, "MB", provenance="emulated")
+        spread = f"{min(values) / 2**20:.1f} to {max(values) / 2**20:.1f} MB"
+        figures.append(entry | {"note": f"{len(values)} processes, {spread}"})
+    for (name, _), (peer, goal) in zip(PROMISED, GOALS.items(), strict=True):
+        if peer in peaks:
+            ratio = float(np.median(peaks[OURS]) / np.median(peaks[peer]))
+            figures.append(figure(name, ratio, "×", f"≤ {goal}×", ratio <= goal, "emulated"))
+        else:
+            reason = f"benchmarks/{C_SOURCE.name} is not there"
+            figures.append(figure(name, None, "×", f"≤ {goal}×") | {"reason": reason})
+    return figures, []
+
+
+def _prepare(builder: Builder, folder: Path) -> tuple[dict[str, list[str]], NDArray[np.float32]]:
+    """Fill a folder with what the board needs; gives the commands there, whose last word is the file of the answer."""
+    neon, onnx = (builder.artifact(kind, "w8a8", A76, SEQUENCE) for kind in ("neon", "onnx"))
+    rows = builder.model.inputs(SEQUENCE)
+    blocks = {"ids": rows["input_ids"][:1].tobytes(), "mask": rows["attention_mask"][:1].tobytes()}
+    files = {
+        "model": (neon / "model").read_bytes(), "model.onnx": (onnx / "model.onnx").read_bytes(), **blocks,
+        "in.bin": blocks["ids"] + blocks["mask"], "ort.py": PYTHON_SOURCE.encode(),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    feeds = ["model.onnx", "ids", "mask"]
+    commands = {
+        OURS: ["./model", "run", "--inputs", "in.bin", "--n", "1", "--outputs", "ours.bin"],
+        PYTHON: ["python3", "ort.py", *feeds, "python.bin"],
+    }
+    if C_SOURCE.exists():
+        (library,) = (rootfs_folder() / PACKAGES[1:] / "onnxruntime/capi").glob("libonnxruntime.so.*.*")
+        link = folder / "libonnxruntime.so.1"  # the name that the library has in its dynamic section
+        link.symlink_to(library)
+        undefined = "-Wl,--allow-shlib-undefined"
+        find(AARCH64).run(("-O2", str(C_SOURCE), str(link), undefined, "-Wl,-rpath,.", "-o", "ort"), folder)
+        link.unlink()
+        commands[C_API] = ["./ort", *feeds, "c.bin"]
+    expected = np.frombuffer((neon / "golden/out.bin").read_bytes(), "<f4")
+    return commands, expected[: len(expected) // json.loads((neon / "artifact.json").read_bytes())["golden"]["n"]]
+
+
+class Guest:
+    """The board in one session, in a folder of its own."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.said(f"rm -rf {PLACE}; mkdir {PLACE}", "")
+
+    def said(self, script: str, place: str = f"cd {PLACE} && ") -> str:
+        """What a shell line prints.
+
+        Raises:
+            Missing: it failed.
+        """
+        done = self.session.step(lambda to: to.run(["sh", "-c", place + script], SECONDS))
+        if done.returncode:
+            raise Missing(f"{script} on {self.session.board.name}: {done.error_text}")
+        return done.text
+
+    def put(self, path: Path) -> None:
+        """Copy a file there."""
+        self.session.step(lambda to: to.put(path, f"{PLACE}/{path.name}"))
+
+    def floats(self, name: str, folder: Path) -> NDArray[np.float32]:
+        """A file of floats from there."""
+        self.session.step(lambda to: to.get(f"{PLACE}/{name}", folder / name))
+        return np.fromfile(folder / name, np.float32)
+
+    def peak(self, words: list[str]) -> int:
+        """VmHWM of one process in bytes, which it prints at its end. Our program tells its own in `bench`, which does
+        what `run` does a few times."""
+        line = " ".join(words)
+        if words[0] != "./model":
+            return int(self.said(f"OMP_NUM_THREADS=1 {line}").split()[-1])
+        self.said(line)
+        few = "--warmup-iterations 1 --warmup-seconds 0 --max-warmup-seconds 0 --window-seconds 0 --min-samples 1"
+        bench = self.said(f"./model bench --inputs in.bin --n 1 --samples samples.bin {few}")
+        return int(json.loads(bench)["peak_rss_bytes"])
+
+
+def _measure(folder: Path, commands: dict[str, list[str]], expected: NDArray[np.float32]) -> dict[str, list[int]]:
+    """Peak RSS in bytes of each fresh process of each command."""
+    peaks: dict[str, list[int]] = {}
+    with emulate.emulated(load_target(TARGETS[A76]), print, full=True) as board, Session(board) as session:
+        guest = Guest(session)
+        for path in sorted(folder.iterdir()):
+            guest.put(path)
+        guest.said(f"chmod +x model; ln -s {PACKAGES}/onnxruntime/capi/libonnxruntime.so.*.* libonnxruntime.so.1")
+        guest.said("test ! -e ort || chmod +x ort")
+        for name, words in commands.items():
+            peaks[name] = [guest.peak(words) for _ in range(PROCESSES)]
+            error = guest.floats(words[-1], folder) - expected
+            decibels = 10 * np.log10(float((expected**2).sum()) / max(float((error**2).sum()), 1e-30))
+            if decibels < LEAST_DB:
+                raise Missing(f"{name}: {decibels:.1f} dB, expected {LEAST_DB} or more")
+            print(name, peaks[name], f"{decibels:.1f} dB")
+        guest.said(f"rm -rf {PLACE}", "")
+    return peaks

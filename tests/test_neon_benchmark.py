@@ -1,0 +1,103 @@
+"""The NEON benchmark without its counting: parts that are kept, fair peers, empty models, the page."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+count = importlib.import_module("neon_count")
+models = importlib.import_module("neon_models")
+page = importlib.import_module("_page")
+parts = importlib.import_module("_parts")
+peers = importlib.import_module("neon_peers")
+results = importlib.import_module("_results")
+
+MODEL = models.random_model()
+A76, A72 = peers.A76, peers.A72
+DOCUMENT = {"inputs": [{"name": name, "dtype": "int64", "shape": [1, 7]} for name in ("input_ids", "attention_mask")]}
+
+
+def counts(total: float, dot: int = 0, mull8: int = 0) -> dict[str, int]:
+    return dict.fromkeys(count.CLASSES, 0) | {"total": int(total), "simd": int(total / 2), "dot": dot, "mull8": mull8}
+
+
+def form(runtime: str, int8: bool, name: str) -> Any:
+    return peers.Form(runtime, name, int8, lambda builder, cpu, sequence: Path())
+
+
+def test_a_peer_that_does_other_work_does_not_count() -> None:
+    linear = (models.macs(128) - models.attention_macs(128)) // 16
+    found = [
+        (form(peers.LITE, True, "fair"), counts(150e6, dot=linear)),
+        (form(peers.LITE, True, "everything"), counts(155e6, dot=models.macs(128) // 16)),
+        (form(peers.LITE, True, "half of it"), counts(90e6, dot=linear // 2)),
+        (form(peers.LITE, False, "float"), counts(80e6)),
+        (form(peers.ONNX, True, "another"), counts(70e6, dot=linear)),
+    ]
+    best = peers.best(found, peers.LITE, True, A76, MODEL, 128)
+    assert (best.total, best.simd, best.form) == (150e6, 75e6, "fair")
+    assert [peers.runs_in_int8(entry, MODEL, 128) for _, entry in found[:3]] == ["linear layers", "everything", None]
+    assert "**something else**" in str(peers.table(found, MODEL, A76, 128)[2])
+
+
+def test_no_peer_counts_for_more_than_the_best_known() -> None:
+    linear = (models.macs(128) - models.attention_macs(128)) // 8
+    found = [(form(peers.LITE, True, "slow"), counts(500e6, mull8=linear))]
+    best = peers.best(found, peers.LITE, True, A72, MODEL, 128)
+    assert (best.total, best.form) == (pytest.approx(407.74e6), "as published")
+    assert best.simd == 250e6, "of SIMD instructions its own are the fewest"
+
+
+def test_rows_are_full_and_real_tokens() -> None:
+    rows = MODEL.inputs(33, 3)
+    assert rows["input_ids"].shape == rows["attention_mask"].shape == (3, 33) and rows["attention_mask"].all()
+    np.testing.assert_array_equal(rows["input_ids"].reshape(-1), MODEL.tokens[:99])
+
+
+def test_empty_models_run(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    session = onnxruntime.InferenceSession(count.EMPTY["onnx"](DOCUMENT), providers=["CPUExecutionProvider"])
+    rows = {entry["name"]: np.ones((1, 7), np.int64) for entry in DOCUMENT["inputs"]}
+    assert session.run(None, rows)[0].tolist() == [1, 7]
+    lite = interpreter.Interpreter(model_content=count.EMPTY["tflite"](DOCUMENT))
+    lite.allocate_tensors()
+    assert {detail["name"] for detail in lite.get_input_details()} == set(rows)
+    lite.invoke()
+
+
+def test_parts_are_kept_and_what_is_missing_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    runs: list[str] = []
+
+    def one() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        runs.append("one")
+        table = {"title": "A table:", "columns": ["a", "b"], "rows": [[1234, None]]}
+        return [results.figure("x", 1.0, "s", "≤ 2", True) | {"note": "as it was"}], [table]
+
+    def two() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        raise parts.Missing("no board")
+
+    table = {"one": parts.Part(one), "two": parts.Part(two, [("y", "≤ 3")]), "three": parts.Part(one, [("z", "≤ 4")])}
+    parts.run_parts("trial", table, ["one", "two"])
+    parts.run_parts("trial", {"one": table["one"], "two": table["two"]}, None)
+    assert runs == ["one"]
+    parts.write("trial", table)
+    document = json.loads((tmp_path / "results/trial.json").read_text())
+    figures = document["figures"]
+    found = {entry["figure"]: (entry["value"], entry["provenance"], entry.get("reason")) for entry in figures}
+    assert found == {
+        "x": (1.0, "measured", None), "y": (None, "unmeasured", "no board"),
+        "z": (None, "unmeasured", "run it with --only three"),
+    }
+    assert page._table(document["tables"][0]) == "\nA table:\n\n| a | b |\n| --- | --- |\n| 1,234 |  |\n"
+    parts.run_parts("trial", {"one": table["one"]}, ["one"])
+    assert runs == ["one", "one"]
