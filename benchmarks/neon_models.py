@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
+from edgesdk.evaluate import run_graph
 from edgesdk.package import Baseline, Package, Samples, read_package
 from edgesdk.transformer import module
 from edgesdk.transformer.graph import write_graph
@@ -106,10 +107,11 @@ def package(
     answers = np.asarray(module.run(module.build(spec, stored), rows, observe), np.float32)
     encodings = None if scheme == "fp32" else _encodings(spec, stored, scheme, ranges)
     graph = write_graph(spec, stored, encodings)
+    own = answers if encodings is None else run_graph(graph, rows, optimize=False, batch=1)
     task, metric = ("encoding", "cosine") if spec.classes is None else ("classification", "accuracy")
     return Package(
         name="minilm", task=task, metric=metric, labels=None, spec=spec, weights=stored, graph=graph,
-        encodings=encodings, samples=Samples(rows, rows, answers, answers, answers), preprocess={}, lineage=(),
+        encodings=encodings, samples=Samples(rows, rows, answers, answers, own), preprocess={}, lineage=(),
         baseline=Baseline(len(graph), None, 0), environment={}, sequence=sequence,
     )
 
