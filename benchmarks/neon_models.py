@@ -7,6 +7,7 @@ on them, accuracy and memory do.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
-from edgesdk.evaluate import run_graph
+from edgesdk.evaluate import golden_outputs, run_graph
 from edgesdk.package import Baseline, Package, Samples, read_package
 from edgesdk.transformer import module
 from edgesdk.transformer.graph import write_graph
@@ -54,12 +55,12 @@ def random_weights(spec: TransformerSpec, seed: int = SEED) -> Arrays:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model and text for it, int64 [N] token ids in one row; `kind` is `trained` or `random`."""
+    """A model and text for it, int64 [N] token ids in one row; `folder` holds its packages where it is trained."""
 
     spec: TransformerSpec
     weights: Mapping[str, NDArray[Any]]
     tokens: NDArray[np.int64]
-    kind: str
+    folder: Path | None = None
 
     def inputs(self, sequence: int, rows: int = ROWS) -> Arrays:
         """`rows` full rows of tokens: no padding."""
@@ -67,21 +68,28 @@ class Model:
         return {"input_ids": ids, "attention_mask": np.ones((rows, sequence), np.int64)}
 
     def package(self, scheme: str, sequence: int) -> Package:
-        """See `package`."""
-        return package(self.weights, scheme, sequence, self.spec, self.inputs(sequence))
+        """The model in a scheme, as it was calibrated on its own data where it is trained (else see `package`), with
+        samples of this length."""
+        rows = self.inputs(sequence)
+        if self.folder is None:
+            return package(self.weights, scheme, sequence, self.spec, rows)
+        found = read_package(self.folder / f"{scheme}.edgepkg")
+        answers = golden_outputs(found.spec, found.weights, found.graph, scheme != "fp32", rows)
+        samples = Samples(rows, rows, answers[0], *answers)
+        return dataclasses.replace(found, samples=samples, sequence=sequence)
 
 
 def random_model() -> Model:
     """MiniLM's layers with a small vocabulary and four classes."""
     tokens = np.random.default_rng(SEED).integers(5, VOCABULARY, 4096)
-    return Model(SPEC, random_weights(SPEC), tokens, "random")
+    return Model(SPEC, random_weights(SPEC), tokens)
 
 
 def trained_model(folder: Path) -> Model:
     """The fine-tuned model of a folder that `neon_trained.py` wrote; its text is that of the calibration, joined."""
     found = read_package(folder / "fp32.edgepkg")
     samples = found.samples.calibration
-    return Model(found.spec, found.weights, samples["input_ids"][samples["attention_mask"] == 1], "trained")
+    return Model(found.spec, found.weights, samples["input_ids"][samples["attention_mask"] == 1], folder)
 
 
 def inputs(sequence: int, spec: TransformerSpec = SPEC) -> Arrays:
