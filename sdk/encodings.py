@@ -94,7 +94,8 @@ def from_json(document: Any, where: str = "encodings.json") -> Encodings:
         raise PackageError(f"{where}: malformed: {problem!r}") from problem
 
 
-_READS = {"query": "input", "key": "input", "value": "input", "output": "context", "up": "input", "down": "hidden"}
+_READS = {"query": "input", "key": "input", "value": "input", "output": "context", "up": "input", "glu": "input",
+          "down": "hidden"}
 _FLOAT = ("classifier", "gate", "exit")
 
 

@@ -123,7 +123,7 @@ class PruneVocabulary(Stage):
         files = rewrite(package.preprocess, [old.tokens[index] for index in kept], options.max_length)
         new = read_wordpiece(files)
         weights = {**package.weights, "embedding.tokens.weight": np.ascontiguousarray(table[kept])}
-        if options.max_length is not None:
+        if options.max_length is not None and "embedding.positions.weight" in weights:
             positions = package.weights["embedding.positions.weight"]
             weights["embedding.positions.weight"] = np.ascontiguousarray(positions[: options.max_length])
 

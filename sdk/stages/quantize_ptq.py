@@ -99,6 +99,9 @@ class QuantizePtq(Stage):
             reasons.append(f"max_bytes and max_loss choose between 4 and 8 bits, not in {options.scheme}; use w4a8")
         if options.max_bytes is not None and options.max_loss is not None:
             reasons.append("max_bytes and max_loss are both given; choose one goal")
+        spec = outline.spec
+        if options.smooth is not None and (spec.norm_kind, spec.rope_base) != ("layer", None):
+            reasons.append("smooth is exact for LayerNorm and a table of positions only; leave it out")
         return reasons
 
     def ensures(self, outline: Outline) -> Outline:

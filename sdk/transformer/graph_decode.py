@@ -84,16 +84,25 @@ class _DecodeWriter(GraphWriter):
         """Number of tokens in all, int64 [1]."""
         return self.builder.root("Shape", ["attention_mask"], "shape.total", start=1, end=2)
 
+    def index(self) -> str:
+        """Positions of the new tokens, int64 [batch, sequence]: each row counts its own tokens."""
+        root = self.builder.root
+        count = root("CumSum", ["attention_mask", self.constant("position.axis", np.array(1, np.int64))], "count")
+        index = root("Sub", [count, self.constant("position.one", np.array(1, np.int64))], "position.index")
+        index = root("Max", [index, self.constant("position.first", np.array(0, np.int64))], "position.known")
+        return root("Slice", [index, self.past(), self.total(), self.integers(1)], "position.new")
+
     def positions(self) -> str:
-        """Rows of the position table for the new tokens, [batch, sequence, width]: each row counts its own tokens."""
-        count = self.node("CumSum", ["attention_mask", self.constant("position.axis", np.array(1, np.int64))], "count")
-        index = self.node("Sub", [count, self.constant("position.one", np.array(1, np.int64))], "position.index")
-        index = self.node("Max", [index, self.constant("position.first", np.array(0, np.int64))], "position.known")
-        window = [self.past(), self.total(), self.integers(1)]
-        index = self.node("Slice", [index, *window], "position.new")
+        """Rows of the position table for the new tokens, [batch, sequence, width]."""
         return self.linears.rows(
-            "embedding.positions.weight", lambda table, out: self.node("Gather", [table, index], out)
+            "embedding.positions.weight", lambda table, out: self.node("Gather", [table, self.index()], out)
         )
+
+    def rope_rows(self, table: str, name: str, grouped: bool) -> str:
+        """Rows of a rotary table for the new tokens, [batch, sequence, 1, (1,) D]."""
+        rows = self.builder.root("Gather", [table, self.index()], name)
+        axes = self.integers(2, 3) if grouped else self.integers(2)
+        return self.builder.root("Unsqueeze", [rows, axes], f"{name}.{'grouped' if grouped else 'heads'}")
 
     def window(self) -> tuple[str, str]:
         one = self.constant("position.one", np.array(1, np.int64))

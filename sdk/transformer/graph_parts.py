@@ -11,6 +11,7 @@ from onnx import TensorProto
 from edgesdk.encodings import Encodings
 from edgesdk.transformer.graph_builder import Builder
 from edgesdk.transformer.graph_linear import LinearWriter
+from edgesdk.transformer.rope import rope_tables
 from edgesdk.transformer.spec import FeatureEmbedding, Layer, PatchEmbedding, TokenEmbedding, TransformerSpec
 
 MASK = -100.0
@@ -37,9 +38,21 @@ class PartsWriter:
 
     def norm(self, name: str, value: str, result: str) -> str:
         stored = self.spec.stored(name)
+        if self.spec.norm_kind == "rms":
+            return self.rms_norm(stored, value, result)
         names = (f"{stored}.weight", f"{stored}.bias")
         inputs = [value, *(self.constant(part, self.weights[part]) for part in names)]
         return self.node("LayerNormalization", inputs, result, axis=-1, epsilon=self.spec.norm_epsilon)
+
+    def rms_norm(self, stored: str, value: str, result: str) -> str:
+        """x / √(mean x² + ε) · weight by primitive operators: opset 21 has no RMSNormalization."""
+        square = self.node("Mul", [value, value], f"{result}.square")
+        mean = self.node("ReduceMean", [square, self.integers(-1)], f"{result}.mean", keepdims=1)
+        epsilon = self.scalar("norm.epsilon", self.spec.norm_epsilon)
+        root = self.node("Sqrt", [self.node("Add", [mean, epsilon], f"{result}.shifted")], f"{result}.root")
+        normal = self.node("Div", [value, root], f"{result}.normal")
+        weight = self.constant(f"{stored}.weight", self.weights[f"{stored}.weight"])
+        return self.node("Mul", [normal, weight], result)
 
     def embedding(self) -> tuple[str, str | None]:
         """Hidden states [tokens, H] and what is added to the scores (None where every position sees every other)."""
@@ -74,7 +87,8 @@ class PartsWriter:
             rows = self.node("Reshape", [rows, self.integers(-1, width)], "embedding.tokens.flat")
             rows = self.linears.linear("embedding.projection", rows, "embedding.projection.output")
             rows = self.node("Reshape", [rows, self.shape(self.spec.hidden)], "embedding.tokens.projected")
-        hidden = self.node("Add", [rows, self.positions()], "embedding.sum")
+        learned = embedding.positions == "learned"
+        hidden = self.node("Add", [rows, self.positions()], "embedding.sum") if learned else rows
         hidden = self.node("Reshape", [hidden, self.integers(-1, self.spec.embedding_width)], "embedding.output")
         if embedding.norm:
             hidden = self.norm("embedding.norm", hidden, "embedding.norm.output")
@@ -89,6 +103,27 @@ class PartsWriter:
             "embedding.positions.weight",
             lambda table, out: self.node("Slice", [table, start, "shape.sequence", axis], out),
         )
+
+    def turned(self, name: str, value: str, size: int, grouped: bool) -> str:
+        """Query or key, split into heads [batch, sequence, heads (or kv_heads, group), D], turned by its positions."""
+        assert self.spec.rope_base is not None
+        tables = rope_tables(self.spec.max_length, size, self.spec.rope_base)
+        cosine, sine = (
+            self.rope_rows(self.constant(f"rope.{size}.{part}", table), f"rope.{size}.{part}.rows", grouped)
+            for part, table in zip(("cosine", "sine"), tables, strict=True)
+        )
+        last, middle = self.integers(-1), self.integers(size // 2)
+        first = self.node("Slice", [value, self.integers(0), middle, last], f"{name}.first")
+        second = self.node("Slice", [value, middle, self.integers(size), last], f"{name}.second")
+        other = self.node("Concat", [self.node("Neg", [second], f"{name}.negated"), first], f"{name}.other", axis=-1)
+        straight = self.node("Mul", [value, cosine], f"{name}.straight")
+        return self.node("Add", [straight, self.node("Mul", [other, sine], f"{name}.across")], f"{name}.turned")
+
+    def rope_rows(self, table: str, name: str, grouped: bool) -> str:
+        """Rows of a rotary table for the tokens, with axes of 1 for the heads: [sequence, 1, (1,) D]."""
+        rows = self.builder.root("Slice", [table, self.integers(0), "shape.sequence", self.integers(0)], name)
+        axes = self.integers(1, 2) if grouped else self.integers(1)
+        return self.builder.root("Unsqueeze", [rows, axes], f"{name}.{'grouped' if grouped else 'heads'}")
 
     def causal(self, mask: str | None) -> str:
         """The mask [batch, 1, sequence, sequence] under which a position sees itself and what came before it, or
@@ -157,6 +192,8 @@ class PartsWriter:
             rank = layer.ranks.get(f"attention.{part}")
             value = self.linears.part(f"{name}.{part}", rank, source, f"{name}.{part}.output")
             value = self.node("Reshape", [value, split[part]], f"{name}.{part}.split")
+            if self.spec.rope_base is not None and part != "value":
+                value = self.turned(f"{name}.{part}", value, layer.head_size, not plain)
             heads[part] = self.heads(name, part, layer, value, order[part])
         scale = self.scalar(f"attention.scale.{layer.head_size}", layer.head_size**-0.5)
         query = self.node("Mul", [heads["query"], scale], f"{name}.query.scaled")
@@ -180,7 +217,11 @@ class PartsWriter:
 
     def feed_forward(self, name: str, layer: Layer, source: str) -> str:
         up = self.linears.part(f"{name}.up", layer.ranks.get("ffn.up"), source, f"{name}.up.output")
-        if self.spec.activation == "relu":
+        if self.spec.activation == "swiglu":
+            gate = self.linears.linear(f"{name}.glu", source, f"{name}.glu.output")
+            gate = self.node("Mul", [gate, self.node("Sigmoid", [gate], f"{name}.glu.sigmoid")], f"{name}.glu.silu")
+            active = self.node("Mul", [gate, up], f"{name}.active")
+        elif self.spec.activation == "relu":
             active = self.node("Relu", [up], f"{name}.active")
         else:
             approximate = "tanh" if self.spec.activation == "gelu_tanh" else "none"

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from edgesdk.errors import PackageError
 from edgesdk.transformer.dynamic import Trace, choose, straight_through
-from edgesdk.transformer.module_parts import Attention, Embedding, FeedForward, Tap, no_tap
+from edgesdk.transformer.module_parts import Attention, Embedding, FeedForward, Tap, make_norm, no_tap
 from edgesdk.transformer.spec import Layer, TransformerSpec
 
 __all__ = ["MASK", "Tap", "Transformer", "build", "no_tap", "run", "weights_of"]
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
     def __init__(self, layer: Layer, spec: TransformerSpec, owner: Block | None) -> None:
         super().__init__()
-        self.attention: Attention = owner.attention if owner else Attention(layer, spec.hidden, spec.norm_epsilon)
+        self.attention: Attention = owner.attention if owner else Attention(layer, spec)
         self.ffn: FeedForward = owner.ffn if owner else FeedForward(layer, spec)
         self.pre = spec.norm == "pre"
         if layer.gate:
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
             blocks.append(Block(layer, spec, None if layer.share is None else blocks[layer.share]))
         self.layers = nn.ModuleList(blocks)
         if spec.final_norm:
-            self.norm = nn.LayerNorm(spec.hidden, spec.norm_epsilon)
+            self.norm = make_norm(spec, spec.hidden)
         if spec.pooler:
             self.pooler = nn.Linear(spec.hidden, spec.hidden)
         if spec.classes is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgesdk.transformer.rope import rope_tables
 from edgesdk.transformer.spec import FeatureEmbedding, Layer, PatchEmbedding, TokenEmbedding, TransformerSpec
 
 Tap = Callable[[str, Tensor], Tensor]
@@ -50,10 +51,10 @@ class Embedding(nn.Module):
                 self.cls = nn.Parameter(torch.zeros(spec.hidden))
             if self.spec.distillation:
                 self.distillation = nn.Parameter(torch.zeros(spec.hidden))
-        if not isinstance(self.spec, FeatureEmbedding):
+        if not isinstance(self.spec, FeatureEmbedding) and spec.rope_base is None:
             self.positions = nn.Embedding(spec.max_length, spec.embedding_width)
         if self.spec.norm:
-            self.norm = nn.LayerNorm(spec.embedding_width, spec.norm_epsilon)
+            self.norm = make_norm(spec, spec.embedding_width)
 
     def forward(self, value: Tensor, tap: Tap) -> Tensor:
         if isinstance(self.spec, TokenEmbedding):
@@ -73,7 +74,8 @@ class Embedding(nn.Module):
         hidden = self.tokens(ids)
         if spec.width is not None and spec.project == "tokens":
             hidden = self.project(hidden, tap)
-        hidden = hidden + self.positions.weight[: ids.shape[1]]
+        if spec.positions == "learned":
+            hidden = hidden + self.positions.weight[: ids.shape[1]]
         if spec.norm:
             hidden = self.norm(hidden)
         return self.project(hidden, tap) if spec.width is not None and spec.project == "all" else hidden
@@ -89,6 +91,34 @@ class Embedding(nn.Module):
         return blocks.reshape(-1, side * side, self.spec.channels * patch * patch)
 
 
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) · weight over the last axis, computed in float32."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, value: Tensor) -> Tensor:
+        wide = value.float()
+        return (wide / (wide.square().mean(-1, keepdim=True) + self.epsilon).sqrt() * self.weight).to(value.dtype)
+
+
+def make_norm(spec: TransformerSpec, width: int) -> nn.Module:
+    """The norm of the spec's kind over `width` elements."""
+    if spec.norm_kind == "rms":
+        return RMSNorm(width, spec.norm_epsilon)
+    return nn.LayerNorm(width, spec.norm_epsilon)
+
+
+def rotate(value: Tensor, base: float) -> Tensor:
+    """Rotary positions: [B, h, S, D] with the pairs (i, i + D/2) of position s turned by s · base^(−2i/D)."""
+    tables = torch.from_numpy(rope_tables(value.shape[2], value.shape[3], base)).to(value.device)
+    first, second = value.chunk(2, -1)
+    turned = torch.cat([-second, first], -1)
+    return (value * tables[0] + turned * tables[1]).to(value.dtype)
+
+
 def make_linear(layer: Layer, part: str, inputs: int, outputs: int) -> nn.Module:
     """The plain or low-rank linear layer of one part of a layer."""
     rank = layer.ranks.get(part)
@@ -98,15 +128,15 @@ def make_linear(layer: Layer, part: str, inputs: int, outputs: int) -> nn.Module
 class Attention(nn.Module):
     """Multi-head attention [B, S, H] → [B, S, H]; fewer key/value heads than heads means grouped queries."""
 
-    def __init__(self, layer: Layer, hidden: int, epsilon: float) -> None:
+    def __init__(self, layer: Layer, spec: TransformerSpec) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.rope_base, hidden = layer, spec.rope_base, spec.hidden
         width, kv_width = layer.heads * layer.head_size, layer.kv_heads * layer.head_size
         self.query = make_linear(layer, "attention.query", hidden, width)
         self.key = make_linear(layer, "attention.key", hidden, kv_width)
         self.value = make_linear(layer, "attention.value", hidden, kv_width)
         self.output = make_linear(layer, "attention.output", width, hidden)
-        self.norm = nn.LayerNorm(hidden, epsilon)
+        self.norm = make_norm(spec, hidden)
 
     def forward(self, hidden: Tensor, mask: Tensor | None, prefix: str, tap: Tap) -> Tensor:
         layer, (batch, sequence, _) = self.layer, hidden.shape
@@ -119,6 +149,8 @@ class Attention(nn.Module):
         query = heads("query", self.query, layer.heads)
         key = heads("key", self.key, layer.kv_heads)
         value = heads("value", self.value, layer.kv_heads)
+        if self.rope_base is not None:
+            query, key = rotate(query, self.rope_base), rotate(key, self.rope_base)
         groups = layer.heads // layer.kv_heads
         if groups > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -136,12 +168,17 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = make_linear(layer, "ffn.up", spec.hidden, layer.ffn)
         self.down = make_linear(layer, "ffn.down", layer.ffn, spec.hidden)
-        self.norm = nn.LayerNorm(spec.hidden, spec.norm_epsilon)
+        if spec.activation == "swiglu":
+            self.glu = nn.Linear(spec.hidden, layer.ffn)
+        self.norm = make_norm(spec, spec.hidden)
         self.activation = spec.activation
 
     def forward(self, hidden: Tensor, prefix: str, tap: Tap) -> Tensor:
-        up = apply_linear(self.up, tap(f"{prefix}.input", hidden), f"{prefix}.up", tap)
-        if self.activation == "relu":
+        hidden = tap(f"{prefix}.input", hidden)
+        up = apply_linear(self.up, hidden, f"{prefix}.up", tap)
+        if self.activation == "swiglu":
+            active = functional.silu(tap(f"{prefix}.glu", self.glu(hidden))) * up
+        elif self.activation == "relu":
             active = functional.relu(up)
         else:
             active = functional.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")

@@ -22,15 +22,17 @@ from edgesdk.transformer.spec_parts import (
     FeatureEmbedding,
     Layer,
     Norm,
+    NormKind,
     PatchEmbedding,
     PoolerActivation,
     Pooling,
+    Positions,
     TokenEmbedding,
 )
 
 __all__ = [
-    "PARTS", "Activation", "Criterion", "Embedding", "Exit", "FeatureEmbedding", "Layer", "Norm", "PatchEmbedding",
-    "PoolerActivation", "Pooling", "TokenEmbedding", "TransformerSpec", "is_dynamic",
+    "PARTS", "Activation", "Criterion", "Embedding", "Exit", "FeatureEmbedding", "Layer", "Norm", "NormKind",
+    "PatchEmbedding", "PoolerActivation", "Pooling", "Positions", "TokenEmbedding", "TransformerSpec", "is_dynamic",
 ]
 
 
@@ -40,6 +42,8 @@ class TransformerSpec:
     (classifier).
 
     Attributes:
+        norm_kind: `layer` (LayerNorm), or `rms`: x / √(mean x² + ε) · weight, without a bias (Zhang and Sennrich 2019).
+        activation: `swiglu` is SiLU(ffn.glu x) · (ffn.up x), with one more linear layer (Shazeer 2020).
         pooler_activation: of the pooler (ReLU in DistilBERT).
         causal: a position sees itself and what came before it (decoders).
         lm_head: the output is `token_logits` [B, S, V] by the token table (tied, no bias).
@@ -63,6 +67,7 @@ class TransformerSpec:
     sparse: Mapping[str, str] = field(default_factory=dict)
     passes: tuple[str, ...] = ()
     pooler_activation: PoolerActivation = "tanh"
+    norm_kind: NormKind = "layer"
 
     def __post_init__(self) -> None:
         from edgesdk.transformer.spec_check import problems
@@ -95,6 +100,13 @@ class TransformerSpec:
         if isinstance(embedding, TokenEmbedding) and embedding.width is not None and embedding.project == "all":
             return embedding.width
         return self.hidden
+
+    @property
+    def rope_base(self) -> float | None:
+        """Base of the rotary positions; None where positions are a table or come with the input."""
+        embedding = self.embedding
+        rotary = isinstance(embedding, TokenEmbedding) and embedding.positions == "rope"
+        return embedding.rope_base if isinstance(embedding, TokenEmbedding) and rotary else None
 
     def stored(self, name: str) -> str:
         """Under which name a weight or linear layer is stored: `layers.3.ffn.up` is `layers.0.ffn.up` where layer 3
@@ -139,11 +151,14 @@ class TransformerSpec:
             else:
                 yield f"{prefix}.{part}.v", inputs, rank
                 yield f"{prefix}.{part}.u", rank, outputs
+            if part == "attention.output" and self.activation == "swiglu":
+                yield f"{prefix}.ffn.glu", self.hidden, layer.ffn
         if layer.exit is not None and self.classes is not None:
             yield f"{prefix}.exit", self.hidden, self.classes
 
     def norms(self) -> Iterator[str]:
-        """Names of the stored LayerNorms, each with `.weight` and `.bias` [H] (`embedding.norm`: [embedding_width])."""
+        """Names of the stored norms, each with `.weight` and (LayerNorm) `.bias` [H] (`embedding.norm`:
+        [embedding_width])."""
         if self.embedding.norm:
             yield "embedding.norm"
         for index, layer in enumerate(self.layers):
@@ -159,7 +174,7 @@ class TransformerSpec:
         shapes: dict[str, tuple[int, ...]] = {}
         if isinstance(self.embedding, TokenEmbedding):
             shapes["embedding.tokens.weight"] = (self.embedding.vocabulary, self.embedding.width or self.hidden)
-        if not isinstance(self.embedding, FeatureEmbedding):
+        if not isinstance(self.embedding, FeatureEmbedding) and self.rope_base is None:
             shapes["embedding.positions.weight"] = (self.max_length, self.embedding_width)
         if isinstance(self.embedding, PatchEmbedding):
             shapes |= {"embedding.cls": (self.hidden,)} if self.embedding.cls else {}
@@ -172,7 +187,9 @@ class TransformerSpec:
                 shapes[f"{name}.bias"] = (outputs,)
         for name in self.norms():
             width = self.embedding_width if name == "embedding.norm" else self.hidden
-            shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+            shapes[f"{name}.weight"] = (width,)
+            if self.norm_kind == "layer":
+                shapes[f"{name}.bias"] = (width,)
         return shapes
 
     def macs(self, sequence: int | None = None) -> int:

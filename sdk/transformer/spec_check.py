@@ -19,7 +19,8 @@ PATTERN = re.compile(r"unstructured|[1-9][0-9]{0,2}:[1-9][0-9]{0,2}|[1-9][0-9]{0
 PASS = re.compile(r"[a-z][a-z0-9_]{0,39}")
 CHOICES = {
     "norm": ("pre", "post"),
-    "activation": ("gelu", "gelu_tanh", "relu"),
+    "norm_kind": ("layer", "rms"),
+    "activation": ("gelu", "gelu_tanh", "relu", "swiglu"),
     "pooling": ("cls", "mean", "none"),
     "pooler_activation": ("tanh", "relu"),
 }
@@ -90,6 +91,19 @@ def _embedding(spec: TransformerSpec) -> Iterator[str]:
             yield "a distillation token needs a class token"
     if isinstance(embedding, TokenEmbedding) and embedding.project not in ("tokens", "all"):
         yield f"embedding.project is {str(embedding.project)[:50]!r}, expected tokens or all"
+    if isinstance(embedding, TokenEmbedding):
+        yield from _positions(embedding, spec)
+
+
+def _positions(embedding: TokenEmbedding, spec: TransformerSpec) -> Iterator[str]:
+    if embedding.positions not in ("learned", "rope"):
+        yield f"embedding.positions is {str(embedding.positions)[:50]!r}, expected learned or rope"
+    base = embedding.rope_base
+    if type(base) is not float or not math.isfinite(base) or base <= 1:
+        yield f"embedding.rope_base is {base!r}, expected a number above 1"
+    sizes = [layer.head_size for layer in spec.layers if _is_size(layer.head_size)]
+    if embedding.positions == "rope" and any(size % 2 for size in sizes):
+        yield "rotary positions turn pairs: head_size must be even"
 
 
 def _layer(layer: Layer, index: int, spec: TransformerSpec) -> Iterator[str]:

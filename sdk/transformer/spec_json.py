@@ -26,7 +26,7 @@ KINDS: dict[str, type[Any]] = {"tokens": TokenEmbedding, "patches": PatchEmbeddi
 LEFT_OUT: dict[str, Any] = {
     "width": None, "project": "tokens", "distillation": False, "ranks": {}, "share": None, "gate": False,
     "exit": None, "causal": False, "lm_head": False, "sparse": {}, "passes": (),
-    "pooler_activation": "tanh",
+    "pooler_activation": "tanh", "norm_kind": "layer", "positions": "learned", "rope_base": 10000.0,
 }
 
 
@@ -90,9 +90,9 @@ def _typed(value: Any, expected: type[Any]) -> Any:
 
 def _integers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse sizes that are not integers (True is not 1 here), so that arithmetic on them is safe."""
-    texts, flags = ("kind", "project"), ("cls", "norm", "distillation")
+    texts, flags, numbers = ("kind", "project", "positions"), ("cls", "norm", "distillation"), ("rope_base",)
     for key, value in values.items():
-        allowed: type = str if key in texts else bool if key in flags else int
+        allowed: type = str if key in texts else bool if key in flags else float if key in numbers else int
         if type(value) is not allowed and not (key == "width" and value is None):
             raise ValueError(f"{key} is {value!r}, expected {allowed.__name__}")
     return dict(values)

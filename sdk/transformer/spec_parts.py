@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Norm = Literal["pre", "post"]
-Activation = Literal["gelu", "gelu_tanh", "relu"]
+NormKind = Literal["layer", "rms"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
+Positions = Literal["learned", "rope"]
 Pooling = Literal["cls", "mean", "none"]
 PoolerActivation = Literal["tanh", "relu"]
 Criterion = Literal["confidence", "entropy", "patience"]
@@ -24,6 +26,9 @@ class TokenEmbedding:
     With `width` E the table is [V, E] and the linear layer `embedding.projection` leads from E to H: of the token rows
     before positions are added (`project: tokens`, a factorized table), or of the whole embedding, positions [S, E]
     and norm [E] included (`project: all`, ALBERT).
+
+    `positions: rope` has no table of positions: query and key are turned instead (rotary embedding, Su et al. 2021,
+    arXiv:2104.09864). Element i and i + D/2 of a head are a pair, turned by position · rope_base^(−2i/D).
     """
 
     vocabulary: int
@@ -31,6 +36,8 @@ class TokenEmbedding:
     norm: bool = True
     width: int | None = None
     project: Literal["tokens", "all"] = "tokens"
+    positions: Positions = "learned"
+    rope_base: float = 10000.0
     kind: Literal["tokens"] = "tokens"
 
 

@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgesdk.errors import ConfigError, ModelError, PackageError
-from edgesdk.transformer.importers import albert, bert, deit, distilbert, gpt2, roberta, sentence, torch_encoder, vit
+from edgesdk.transformer.importers import (
+    albert,
+    bert,
+    deit,
+    distilbert,
+    gpt2,
+    llama,
+    roberta,
+    sentence,
+    torch_encoder,
+    vit,
+)
 from edgesdk.transformer.importers.check import check
 from edgesdk.transformer.importers.draft import Draft
 from edgesdk.transformer.importers.sentence import SentenceEncoder
@@ -45,6 +56,7 @@ IMPORTERS: tuple[Family, ...] = (
     Family(albert.FAMILY, albert.COVERS, albert.covers, albert.draft),
     Family(sentence.FAMILY, sentence.COVERS, sentence.covers, sentence.draft),
     Family(gpt2.FAMILY, gpt2.COVERS, gpt2.covers, gpt2.draft),
+    Family(llama.FAMILY, llama.COVERS, llama.covers, llama.draft),
     Family(vit.FAMILY, vit.COVERS, vit.covers, vit.draft),
     Family(deit.FAMILY, deit.COVERS, deit.covers, deit.draft),
     Family(torch_encoder.FAMILY, torch_encoder.COVERS, torch_encoder.covers, torch_encoder.draft),
