@@ -21,13 +21,18 @@ from edgesdk.converters.neon.plan import (
     Lookup,
     Normalize,
     Plan,
+    Product,
     Quantize,
     QuantizeRows,
+    RootNormalize,
+    Rotate,
     Step,
     Sum,
 )
 
-BY_ROW = (Activate, Dense, Embed, Lookup, Normalize, Quantize, QuantizeRows, Sum)
+BY_ROW = (
+    Activate, Dense, Embed, Lookup, Normalize, Product, Quantize, QuantizeRows, RootNormalize, Rotate, Sum
+)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,11 @@ from edgesdk.converters.neon.plan import (
     Patches,
     Pool,
     Positions,
+    Product,
     Quantize,
     QuantizeRows,
+    RootNormalize,
+    Rotate,
     Step,
     Sum,
     Table,
@@ -154,6 +157,24 @@ class Calls:
                 return (
                     f"edge_layernorm({self.floats(step.source)}, {rows}, {result.columns}, {stride(result)}, "
                     f"{self.weight(step.weight, 'float')}, {self.weight(step.bias, 'float')}, {_float(step.epsilon)}, "
+                    f"{self.floats(result)});"
+                )
+            case RootNormalize():
+                return (
+                    f"edge_rmsnorm({self.floats(step.source)}, {rows}, {result.columns}, {stride(result)}, "
+                    f"{self.weight(step.weight.astype(np.float32), 'float')}, {_float(step.epsilon)}, "
+                    f"{self.floats(result)});"
+                )
+            case Rotate():
+                first = f" + (size_t)past * {step.size}" if step.source.tokens else ""
+                angles = ", ".join(f"{self.weight(table, 'float')}{first}" for table in (step.cosine, step.sine))
+                return (
+                    f"edge_rotate({self.floats(step.source)}, {rows}, {step.heads}, {step.size}, {stride(result)}, "
+                    f"{angles}, {self.floats(result)});"
+                )
+            case Product():
+                return (
+                    f"edge_multiply({self.floats(step.left)}, {self.floats(step.right)}, {rows}, {stride(result)}, "
                     f"{self.floats(result)});"
                 )
             case Sum():

@@ -176,11 +176,13 @@ def table_entries(kind: str, before: Encoding, after: Encoding) -> NDArray[np.in
 
 
 def activation(kind: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The four activations in float64."""
+    """The activations in float64."""
     if kind == "relu":
         return np.maximum(x, 0.0)
     if kind == "tanh":
         return np.tanh(x)
+    if kind == "silu":
+        return x / (1.0 + np.exp(-x))
     if kind == "gelu_tanh":
         return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     erf = np.array([math.erf(value / math.sqrt(2.0)) for value in x.reshape(-1)], np.float64).reshape(x.shape)

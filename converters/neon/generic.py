@@ -19,7 +19,7 @@ from edgesdk.converters.front_branches import BRANCH, JOIN, OTHERWISE
 from edgesdk.converters.neon.branches import Assign, Branch, Join, Otherwise, mark
 from edgesdk.converters.neon.generic_ops import Kernel, Operand, kernels_for
 from edgesdk.converters.neon.plan import Attend, Dense, Plan, Step, Tensor
-from edgesdk.converters.neon.symbols import Input
+from edgesdk.converters.neon.symbols import Input, Sigmoid
 from edgesdk.converters.neon.trace import Tracer
 from edgesdk.errors import UnsupportedOp
 
@@ -97,6 +97,8 @@ class GenericTracer(Tracer):
             return tensors[0] == tensors[1]
         if node.op in ("ReduceMean", "Gather"):
             return len(tensors[0]) == 3 and tensors[0][0] == 1
+        if node.op == "Mul" and (len(tensors) == 2 or any(isinstance(value, Sigmoid) for value in values)):
+            return shapes[0] == shapes[1] and len(shapes[0]) == 2
         if node.op == "Mul":
             return len(tensors) == 1 and shapes[0][-2:-1] == (self.sequence,)
         return True

@@ -139,14 +139,43 @@ class Normalize(Step):
 
 
 @dataclass(frozen=True)
+class RootNormalize(Step):
+    """RMSNorm over the columns: x / √(mean x² + ε) · weight."""
+
+    source: Tensor
+    weight: NDArray[np.float32]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Rotate(Step):
+    """Rotary positions: elements i and i + size/2 of each head are turned by the angles of their row; `cosine` and
+    `sine` are [rows, size]."""
+
+    source: Tensor
+    heads: int
+    size: int
+    cosine: NDArray[np.float32]
+    sine: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Sum(Step):
     left: Tensor
     right: Tensor
 
 
 @dataclass(frozen=True)
+class Product(Step):
+    """left · right, element by element."""
+
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
 class Activate(Step):
-    """`gelu`, `gelu_tanh`, `relu` or `tanh`."""
+    """`gelu`, `gelu_tanh`, `relu`, `silu` or `tanh`."""
 
     source: Tensor
     kind: str

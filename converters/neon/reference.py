@@ -63,6 +63,19 @@ def layernorm(x: Float, weight: Float, bias: Float, epsilon: float) -> NDArray[n
     return np.asarray(centred / np.sqrt((centred**2).mean(1, keepdims=True) + epsilon) * weight + bias)
 
 
+def rmsnorm(x: Float, weight: Float, epsilon: float) -> NDArray[np.float64]:
+    wide = x.astype(np.float64)
+    return np.asarray(wide / np.sqrt((wide**2).mean(1, keepdims=True) + epsilon) * weight)
+
+
+def rotate(x: Float, heads: int, cosine: Float, sine: Float) -> NDArray[np.float64]:
+    """x [S, heads · D] with the pairs (i, i + D/2) of each head turned by cosine and sine [S, D]."""
+    wide = x.astype(np.float64).reshape(len(x), heads, -1)
+    first, second = np.split(wide, 2, -1)
+    other = np.concatenate([-second, first], -1)
+    return np.asarray((wide * cosine[:, None] + other * sine[:, None]).reshape(len(x), -1))
+
+
 def attention(
     query: Float, key: Float, value: Float, heads: int, group: int, size: int, scale: float,
     causal: bool = False,
@@ -142,7 +155,7 @@ def attention_int8(
 
 
 def elementwise(kind: str, x: Float) -> NDArray[np.float64]:
-    """`gelu`, `gelu_tanh`, `relu` or `tanh`."""
+    """`gelu`, `gelu_tanh`, `relu`, `silu` or `tanh`."""
     return activation(kind, x.astype(np.float64))
 
 

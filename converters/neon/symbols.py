@@ -47,6 +47,31 @@ class Heads:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Of heads that are turned: the `first` or `second` half of each, the second one `negated`, both the other way
+    round (`other`), or times a table [rows, size] the terms `straight` and `across` of the sum."""
+
+    heads: Heads
+    stage: str
+    table: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """On the way to RMSNorm of `source`: its `square`, their `mean`, that `shifted` by epsilon, the `root`, and
+    `normal` rows."""
+
+    source: Tensor
+    stage: str
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    source: Tensor
+
+
+@dataclass(frozen=True)
 class Scores:
     query: Heads
     key: Heads

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgesdk.converters.front import Graph, Linear, Operator
+from edgesdk.converters.neon import trace_llama as llama
 from edgesdk.converters.neon.plan import (
     Activate,
     Attend,
@@ -23,12 +24,26 @@ from edgesdk.converters.neon.plan import (
     Plan,
     Pool,
     Positions,
+    Product,
+    RootNormalize,
+    Rotate,
     Step,
     Sum,
     Table,
     Tensor,
 )
-from edgesdk.converters.neon.symbols import Context, Found, Heads, Input, Scores, Weighted, WithClass
+from edgesdk.converters.neon.symbols import (
+    Context,
+    Found,
+    Heads,
+    Input,
+    Part,
+    Scores,
+    Sigmoid,
+    Spread,
+    Weighted,
+    WithClass,
+)
 from edgesdk.errors import UnsupportedOp
 
 SPLIT_PERMUTATIONS = {
@@ -153,6 +168,21 @@ class Tracer:
     def op_mul(self, node: Operator, inputs: list[Any]) -> Any:
         left, right = inputs
         factor = _scalar(right)
+        if isinstance(left, Sigmoid):
+            left, right = right, left
+        if isinstance(left, Tensor) and isinstance(right, Tensor) and left == right:
+            return Spread(left, "square")
+        if isinstance(left, Tensor) and isinstance(right, Tensor):
+            same = (left.rows, left.columns) == (right.rows, right.columns)
+            return self.add(Product(self.same(node, left), left, right)) if same else None
+        if isinstance(left, Tensor) and llama.is_silu(left, right):
+            return self.activate(node, left, "silu")
+        if isinstance(left, Spread) and left.stage == "normal" and isinstance(right, np.ndarray):
+            source = left.source
+            known = right.shape == (source.columns,)
+            return self.add(RootNormalize(self.same(node, source), source, right, left.epsilon)) if known else None
+        if (part := llama.product(left, right)) is not None:
+            return part
         if _is(left, "mask.padding") and factor is not None and factor <= -30.0:
             return Input("mask.additive")
         if isinstance(left, Heads) and factor is not None and factor > 0:
@@ -169,6 +199,11 @@ class Tracer:
         left, right = inputs
         if isinstance(left, Scores):
             return self.masked_scores(left, right)
+        if isinstance(left, Spread):
+            epsilon = _scalar(right)
+            return llama.step_of_norm(left, "mean", "shifted", epsilon) if epsilon is not None and epsilon > 0 else None
+        if llama.turned(left, right):
+            return self.rotate(node, left, right)
         if _is(left, "mask.additive") and _is_causal(right):
             return Input("mask.later")
         if isinstance(left, Tensor) and isinstance(right, Tensor):
@@ -190,6 +225,25 @@ class Tracer:
         if isinstance(left, Tensor) and (left.rows, left.columns) == (rows, columns):
             return self.add(Positions(result, left, None, positions))
         return None
+
+    def rotate(self, node: Operator, straight: Part, across: Part) -> Heads:
+        heads = straight.heads
+        assert straight.table is not None and across.table is not None
+        tensor = self.same(node, heads.tensor)
+        self.add(Rotate(tensor, heads.tensor, heads.heads, heads.size, straight.table, across.table))
+        return replace(heads, tensor=tensor)
+
+    def op_slice(self, node: Operator, inputs: list[Any]) -> Any:
+        return llama.half(*inputs)
+
+    def op_neg(self, node: Operator, inputs: list[Any]) -> Any:
+        return llama.negated(inputs[0])
+
+    def op_sqrt(self, node: Operator, inputs: list[Any]) -> Any:
+        return llama.step_of_norm(inputs[0], "shifted", "root")
+
+    def op_sigmoid(self, node: Operator, inputs: list[Any]) -> Any:
+        return Sigmoid(inputs[0]) if isinstance(inputs[0], Tensor) else None
 
     def op_max(self, node: Operator, inputs: list[Any]) -> Any:
         left, right = inputs
@@ -237,6 +291,8 @@ class Tracer:
 
     def op_concat(self, node: Operator, inputs: list[Any]) -> Any:
         *first, rows = inputs
+        if len(first) == 1 and (part := llama.other_way_round(first[0], rows, node.attributes.get("axis", 0))):
+            return part
         if node.attributes.get("axis") != 1 or not first or not isinstance(rows, Tensor):
             return None
         if not all(isinstance(part, np.ndarray) and part.shape == (1, 1, rows.columns) for part in first):
@@ -303,12 +359,18 @@ class Tracer:
 
     def op_reducemean(self, node: Operator, inputs: list[Any]) -> Any:
         source, axes = inputs
+        if isinstance(source, Spread):
+            last = list(axes) in ([-1], [1]) and node.attributes.get("keepdims", 1)
+            return llama.step_of_norm(source, "square", "mean") if last else None
         if not isinstance(source, Tensor) or self.masked or node.attributes.get("keepdims", 1) or list(axes) != [1]:
             return None
         return self.add(Pool(self.tensor(node.outputs[0], 1, source.columns), source, "mean"))
 
     def op_div(self, node: Operator, inputs: list[Any]) -> Any:
         rows, count = inputs
+        if isinstance(count, Spread):
+            same = isinstance(rows, Tensor) and rows == count.source
+            return llama.step_of_norm(count, "root", "normal") if same else None
         if not isinstance(rows, Weighted) or not rows.total or not _is(count, "mask.count"):
             return None
         return self.add(Pool(self.tensor(node.outputs[0], 1, rows.rows.columns), rows.rows, "mean"))

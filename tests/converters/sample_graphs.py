@@ -95,6 +95,11 @@ FORMS = {
 }
 """Every form that compression gives to a model, without exits and gates."""
 
+LLAMA = TransformerSpec(
+    TokenEmbedding(VOCABULARY, 32, norm=False, positions="rope"), 64, (_LAYER, Layer(6, 2, 10, 100)), "pre", 1e-5,
+    "swiglu", "none", True, causal=True, lm_head=True, norm_kind="rms",
+)
+
 BRANCHED = TransformerSpec(
     TokenEmbedding(VOCABULARY, 32), 64,
     (
@@ -131,8 +136,8 @@ class Sample:
 
 @cache
 def sample(kind: str, scheme: str) -> Sample:
-    """One of `SPECS` or `FORMS` in one of `SCHEMES` or `FOUR_BITS`."""
-    return make({**SPECS, **FORMS}[kind], scheme, SEQUENCE, seed=1)
+    """One of `SPECS`, `FORMS` or "llama" in one of `SCHEMES` or `FOUR_BITS`."""
+    return make({**SPECS, **FORMS, "llama": LLAMA}[kind], scheme, SEQUENCE, seed=1)
 
 
 def make(spec: TransformerSpec, scheme: str, sequence: int, seed: int = 0) -> Sample:

@@ -63,7 +63,7 @@ def ids_of(case: Sample) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("kind", ["decoder", "odd"])
+@pytest.mark.parametrize("kind", ["decoder", "odd", "llama"])
 def test_steps_are_the_whole_sequence_bit_by_bit(library, kind: str, scheme: str) -> None:
     """However the tokens are cut into calls, with one thread and with three; float sums have one order too."""
     case = case_of(kind, scheme)
@@ -80,17 +80,17 @@ def test_steps_are_the_whole_sequence_bit_by_bit(library, kind: str, scheme: str
                 np.testing.assert_array_equal(np.concatenate(steps), whole)
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "w8a8"])
-def test_steps_answer_like_the_decoding_graph(library, scheme: str) -> None:
+@pytest.mark.parametrize(("kind", "scheme"), [("decoder", "fp32"), ("decoder", "w8a8"), ("llama", "fp32")])
+def test_steps_answer_like_the_decoding_graph(library, kind: str, scheme: str) -> None:
     """Against ONNX Runtime on `decode.onnx`, whose past is given back call by call."""
-    case = case_of("decoder", scheme)
+    case = case_of(kind, scheme)
     session = onnxruntime.InferenceSession(write_decode_graph(case.spec, case.weights, case.encodings))
     past = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         for value in session.get_inputs() if value.name.startswith("past.")
     }
     ids = ids_of(case)
-    with Model(library("decoder", scheme)) as model:
+    with Model(library(kind, scheme)) as model:
         for start, end in [(0, 7), *((at, at + 1) for at in range(7, len(ids)))]:
             mask = np.ones((1, end), np.int64)
             expected, *present = session.run(None, {"input_ids": ids[None, start:end], "attention_mask": mask, **past})
@@ -190,8 +190,8 @@ def test_models_that_look_ahead_or_pool_have_no_steps(tmp_path: Path) -> None:
             model.generate([1], 2)
 
 
-@pytest.mark.parametrize(("kind", "cached"), [("decoder", True), ("odd", True), ("causal_features", False),
-                                              ("bert_mean_grouped", False), ("vit", False)])
+@pytest.mark.parametrize(("kind", "cached"), [("decoder", True), ("odd", True), ("llama", True),
+                                              ("causal_features", False), ("bert_mean_grouped", False), ("vit", False)])
 def test_which_plans_have_a_cache(kind: str, cached: bool) -> None:
     case = case_of(kind, "fp32")
     plan = make_plan(case.graph, case.sequence)

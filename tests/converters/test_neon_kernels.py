@@ -113,7 +113,8 @@ int main(int argc, char **argv) {
         floats = (size_t)p[0] * p[2];
         break;
       case 10: {
-        void (*const kinds[])(const float *, int, int, float *) = {edge_gelu, edge_gelu_tanh, edge_relu, edge_tanh};
+        void (*const kinds[])(const float *, int, int, float *) = {edge_gelu, edge_gelu_tanh, edge_relu, edge_tanh,
+                                                                            edge_silu};
         kinds[p[2]](array[0], p[0], p[1], result);
         floats = (size_t)p[0] * p[1];
         break;
@@ -162,6 +163,18 @@ int main(int argc, char **argv) {
         floats = p[3] ? (size_t)p[0] * p[2] : 0;
         break;
       }
+      case 31:
+        edge_rmsnorm(array[0], p[0], p[1], p[2], array[1], real, result);
+        floats = (size_t)p[0] * p[2];
+        break;
+      case 32:
+        edge_rotate(array[0], p[0], p[1], p[2], p[3], array[1], array[2], result);
+        floats = (size_t)p[0] * p[3];
+        break;
+      case 33:
+        edge_multiply(array[0], array[1], p[0], p[1], result);
+        floats = (size_t)p[0] * p[1];
+        break;
       case 30:
         edge_attention_cached(array[0], p[0], array[1], p[1], array[2], p[1], p[2], p[3], p[8], p[4], p[5], p[6], real,
                               array[3], p[9], result, p[7], scratch);
@@ -404,9 +417,9 @@ def test_layernorm(driver: Driver) -> None:
 
 
 def test_elementwise(driver: Driver) -> None:
-    """GELU (erf), GELU (tanh), ReLU, tanh from -30 to 30, denser around 0."""
+    """GELU (erf), GELU (tanh), ReLU, tanh, SiLU from -30 to 30, denser around 0."""
     line = np.concatenate([np.linspace(-30, 30, 512), np.linspace(-3, 3, 480), [0.0] * 32]).astype(np.float32)
-    kinds = ("gelu", "gelu_tanh", "relu", "tanh")
+    kinds = ("gelu", "gelu_tanh", "relu", "tanh", "silu")
     for index in range(len(kinds)):
         driver.call(10, [4, 256, index], [line], line.nbytes)
     for data, kind in zip(driver.run(), kinds, strict=True):
@@ -510,6 +523,27 @@ def test_integer_attention_is_attention() -> None:
         expected = np.clip(expected, -128 * 0.02, 127 * 0.02)
         noise = np.square(found - expected).sum()
         assert 10 * np.log10(np.square(expected).sum() / noise) >= least
+
+
+def test_root_norm_rotation_and_product(driver: Driver) -> None:
+    """Widths and head sizes around the vectors; every pair of a head is turned by the angles of its row."""
+    rng, checks = np.random.default_rng(12), []
+    for m, n in [(1, 1), (2, 3), (3, 15), (4, 16), (5, 17), (2, 64), (3, 97), (2, 384)]:
+        x = (rng.standard_normal((m, n)) * 3 + 1).astype(np.float32)
+        weight, stride = rng.standard_normal(n).astype(np.float32), round_up(n, ALIGN)
+        driver.call(31, [m, n, stride], [rows_of(x), weight], m * stride * 4, real=1e-5)
+        checks.append((stride, n, reference.rmsnorm(x, weight, 1e-5)))
+        other = rng.standard_normal((m, n)).astype(np.float32)
+        driver.call(33, [m, stride], [rows_of(x), rows_of(other)], m * stride * 4)
+        checks.append((stride, n, x * other))
+    for m, heads, size in [(1, 1, 2), (3, 2, 6), (5, 3, 8), (2, 1, 26), (9, 2, 32), (3, 4, 34), (2, 2, 64)]:
+        x = rng.standard_normal((m, heads * size)).astype(np.float32)
+        angles = rng.uniform(-3, 3, (m, size)).astype(np.float32)
+        cosine, sine, stride = np.cos(angles), np.sin(angles), round_up(heads * size, ALIGN)
+        driver.call(32, [m, heads, size, stride], [rows_of(x), cosine, sine], m * stride * 4)
+        checks.append((stride, heads * size, reference.rotate(x, heads, cosine, sine)))
+    for data, (stride, columns, expected) in zip(driver.run(), checks, strict=True):
+        np.testing.assert_allclose(floats(data, stride, columns), expected, rtol=1e-5, atol=5e-6)
 
 
 def test_layernorm_into_packed(driver: Driver) -> None:

@@ -39,7 +39,7 @@ MODELS = [
     ("avx2", "bert_pooler", "w8a8"), ("avx2", "bert_mean_grouped", "w8a8-dynamic"), ("scalar", "vit", "fp32"),
     ("avx512vnni", "bert_pooler", "w8a8-dynamic"), ("avx512vnni", "decoder", "fp32"), ("avx2", "low_rank", "w8a8"),
     ("avx512vnni", "branched", "w8a8"), ("scalar", "features", "w8a8"), ("avx2", "decoder", "w8a8"),
-    ("avxvnni", "bert_pooler", "w8a8"),
+    ("avxvnni", "bert_pooler", "w8a8"), ("avx2", "llama", "w8a8"),
 ]
 DRIVER = r"""
 #include "edge_model.h"

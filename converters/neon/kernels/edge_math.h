@@ -37,6 +37,8 @@ EDGE_INLINE vf edge_gelu_tanh_of(vf x) {
   return x / (vf_splat(1.0f) + edge_exp(vf_splat(0.0f) - twice));
 }
 
+EDGE_INLINE vf edge_silu_of(vf x) { return x / (vf_splat(1.0f) + edge_exp(vf_splat(0.0f) - x)); }
+
 EDGE_INLINE vf edge_relu_of(vf x) { return vf_max(x, vf_splat(0.0f)); }
 
 EDGE_INLINE vf edge_tanh_of(vf x) {
@@ -53,4 +55,5 @@ EDGE_INLINE vf edge_tanh_of(vf x) {
 EDGE_ELEMENTWISE(gelu)
 EDGE_ELEMENTWISE(gelu_tanh)
 EDGE_ELEMENTWISE(relu)
+EDGE_ELEMENTWISE(silu)
 EDGE_ELEMENTWISE(tanh)

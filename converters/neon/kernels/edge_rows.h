@@ -68,6 +68,52 @@ EDGE_KERNEL void edge_layernorm_packed(const float *x, int rows, int width, int 
   }
 }
 
+/* out = x / sqrt(mean of squares + epsilon) * weight */
+EDGE_KERNEL void edge_rmsnorm(const float *x, int rows, int width, int stride, const float *weight, float epsilon,
+                              float *out) {
+  for (int row = 0; row < rows; row++, x += stride, out += stride) {
+    vf square[4];
+    EDGE_UNROLL for (int i = 0; i < 4; i++) square[i] = vf_splat(0.0f);
+    int at = 0;
+    for (; at + 4 * VW <= width; at += 4 * VW)
+      EDGE_UNROLL for (int i = 0; i < 4; i++) {
+        vf value = vf_load(x + at + i * VW);
+        square[i] = vf_fma(value, value, square[i]);
+      }
+    for (; at < width; at += VW) {
+      vf value = vf_load_upto(x + at, width - at, 0.0f);
+      square[0] = vf_fma(value, value, square[0]);
+    }
+    const float sum = vf_sum((square[0] + square[1]) + (square[2] + square[3]));
+    const vf inverse = vf_splat(1.0f / sqrtf(sum / (float)width + epsilon));
+    for (at = 0; at < width; at += VW)
+      vf_store(out + at, vf_load(x + at) * inverse * vf_load_upto(weight + at, width - at, 0.0f));
+  }
+}
+
+/* Rotary positions: elements i and i + size / 2 of each head are turned by the angles of their row; cosine and sine are
+ * [rows][size]. */
+EDGE_KERNEL void edge_rotate(const float *x, int rows, int heads, int size, int stride, const float *cosine,
+                             const float *sine, float *out) {
+  const int half = size / 2;
+  for (int row = 0; row < rows; row++, x += stride, out += stride, cosine += size, sine += size)
+    for (int head = 0; head < heads; head++) {
+      const float *first = x + head * size, *second = first + half;
+      float *to = out + head * size;
+      for (int at = 0; at < half; at += VW) {
+        const int left = half - at;
+        const vf a = vf_load_upto(first + at, left, 0.0f), b = vf_load_upto(second + at, left, 0.0f);
+        const vf down = b * vf_load_upto(sine + at, left, 0.0f), up = a * vf_load_upto(sine + half + at, left, 0.0f);
+        vf_store_upto(to + at, a * vf_load_upto(cosine + at, left, 0.0f) - down, left);
+        vf_store_upto(to + half + at, b * vf_load_upto(cosine + half + at, left, 0.0f) + up, left);
+      }
+    }
+}
+
+EDGE_KERNEL void edge_multiply(const float *a, const float *b, int rows, int stride, float *out) {
+  for (size_t at = 0; at < (size_t)rows * stride; at += VW) vf_store(out + at, vf_load(a + at) * vf_load(b + at));
+}
+
 EDGE_KERNEL void edge_add(const float *a, const float *b, int rows, int stride, float *out) {
   for (size_t at = 0; at < (size_t)rows * stride; at += VW) vf_store(out + at, vf_load(a + at) + vf_load(b + at));
 }

@@ -108,6 +108,24 @@ EDGE_INLINE void edge_threaded_layernorm_packed(edge_pool *pool, const float *x,
   EDGE_RUN(edge_norm_packed, count, x, width, stride, weight, bias, epsilon, out, scale, zero, packed, k);
 }
 
+EDGE_BY_ROWS(edge_root_norm, const float *x; int width; int stride; const float *weight; float epsilon; float *out;,
+             edge_rmsnorm(j->x + (size_t)row * j->stride, rows, j->width, j->stride, j->weight, j->epsilon,
+                          j->out + (size_t)row * j->stride))
+EDGE_INLINE void edge_threaded_rmsnorm(edge_pool *pool, const float *x, int count, int width, int stride,
+                                       const float *weight, float epsilon, float *out) {
+  EDGE_RUN(edge_root_norm, count, x, width, stride, weight, epsilon, out);
+}
+
+EDGE_BY_ROWS(edge_turn, const float *x; int heads; int size; int stride; const float *cosine; const float *sine;
+             float *out;,
+             edge_rotate(j->x + (size_t)row * j->stride, rows, j->heads, j->size, j->stride,
+                         j->cosine + (size_t)row * j->size, j->sine + (size_t)row * j->size,
+                         j->out + (size_t)row * j->stride))
+EDGE_INLINE void edge_threaded_rotate(edge_pool *pool, const float *x, int count, int heads, int size, int stride,
+                                      const float *cosine, const float *sine, float *out) {
+  EDGE_RUN(edge_turn, count, x, heads, size, stride, cosine, sine, out);
+}
+
 #define EDGE_THREADED_ACTIVATION(NAME)                                                        \
   EDGE_BY_ROWS(edge_all_##NAME, const float *x; int stride; float *out;,                      \
                edge_##NAME(j->x + (size_t)row * j->stride, rows, j->stride, j->out + (size_t)row * j->stride)) \
@@ -116,6 +134,7 @@ EDGE_INLINE void edge_threaded_layernorm_packed(edge_pool *pool, const float *x,
   }
 EDGE_THREADED_ACTIVATION(gelu)
 EDGE_THREADED_ACTIVATION(gelu_tanh)
+EDGE_THREADED_ACTIVATION(silu)
 
 typedef struct {
   const float *q, *k, *v;
@@ -221,5 +240,8 @@ EDGE_INLINE void edge_threaded_attention8(edge_pool *pool, unsigned char *more, 
 #define edge_layernorm(...) edge_threaded_layernorm(pool, __VA_ARGS__)
 #define edge_gelu(...) edge_threaded_gelu(pool, __VA_ARGS__)
 #define edge_gelu_tanh(...) edge_threaded_gelu_tanh(pool, __VA_ARGS__)
+#define edge_silu(...) edge_threaded_silu(pool, __VA_ARGS__)
+#define edge_rmsnorm(...) edge_threaded_rmsnorm(pool, __VA_ARGS__)
+#define edge_rotate(...) edge_threaded_rotate(pool, __VA_ARGS__)
 #define edge_attention(...) edge_threaded_attention(pool, scratch, scratch_bytes, __VA_ARGS__)
 #define edge_attention_cached(...) edge_threaded_cached(pool, scratch, scratch_bytes, __VA_ARGS__)
