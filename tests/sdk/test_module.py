@@ -22,7 +22,8 @@ from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1), (6, 3), (1, 1)])
 def test_attention_is_torchs_grouped_attention(heads: int, kv_heads: int) -> None:
     torch.manual_seed(0)
-    attention = Attention(Layer(heads, kv_heads, 4, 8), 16, 1e-5)
+    spec = dataclasses.replace(BERT, hidden=16)
+    attention = Attention(Layer(heads, kv_heads, 4, 8), spec)
     hidden = torch.randn(2, 5, 16)
     seen: dict[str, torch.Tensor] = {}
 
