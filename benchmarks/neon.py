@@ -83,7 +83,9 @@ def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
         "sparse": Part(lambda: (sparse_figures(neon_models.random_weights(neon_models.SPEC)), []), [
             ("block sparsity 50 % / 75 %: GEMM instructions of dense", "≤ 0.55× / ≤ 0.30×"),
         ]),
-        "accuracy": Part(needs_trained(neon_accuracy.run), neon_accuracy.PROMISED),
+        "accuracy": Part(
+            needs_trained(lambda path: neon_accuracy.run(path, CACHE / "answers")), neon_accuracy.PROMISED
+        ),
         "vm": Part(with_builder(neon_vm.run), neon_vm.PROMISED),
         "x86": Part(lambda: of_module("neon_x86", "figures", folder), [
             ("x86, w8a8, S = 128, CPU time of the best int8 peer's, AMX refused to all", "≤ 0.60×"),

@@ -3,7 +3,8 @@
 
 Under qemu-user a process's memory would hold the emulator; the full board is a machine of its own, whose kernel counts
 (VmHWM). Everybody runs one inference of MiniLM in w8a8, S = 128, one thread; ONNX Runtime by its C API (the library of
-the wheel, a program compiled here) and by its Python API. Answers are held against the package's.
+the wheel, a program compiled here) and by its Python API. Answers are held against the float model's: as far from them
+as int8 is anyway.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from _results import figure
 from neon_peers import A76, TARGETS, Builder
 from numpy.typing import NDArray
 
+from edgesdk.cli.output import say
 from edgesdk.converters.neon.kernel_sets import AARCH64
 from edgesdk.converters.neon.toolchain import find
 from edgesdk.errors import EdgeSDKError
@@ -27,8 +29,8 @@ from edgesdk.harness.session import Session
 from edgesdk.targets import load_target
 
 SEQUENCE, PROCESSES, SECONDS = 128, 3, 900
-# Against the graph computed step by step. On trained weights and full rows ONNX Runtime's own fused form is at 21 dB.
-LEAST_DB = 15.0
+# An answer may be farther from the float model than the package's own by so much: decision 26, for one row.
+SLACK_DB = 6.0
 OURS, C_API, PYTHON = "NEON build", "ONNX Runtime's C API", "ONNX Runtime's Python API"
 GOALS = {C_API: 0.5, PYTHON: 0.25}
 PROMISED = tuple((f"peak RSS, w8a8, aarch64 VM, of {peer}'s", f"≤ {goal}×") for peer, goal in GOALS.items())
@@ -53,9 +55,10 @@ def run(builder: Builder) -> Found:
         raise Missing("; ".join(lacks))
     with tempfile.TemporaryDirectory(prefix="edgesdk-vm-") as place:
         folder = Path(place)
-        commands, expected = _prepare(builder, folder)
+        commands = _prepare(builder, folder)
+        samples = builder.model.package("w8a8", SEQUENCE).samples
         try:
-            peaks = _measure(folder, commands, expected)
+            peaks = _measure(folder, commands, samples.golden_float[0], samples.golden_outputs[0])
         except EdgeSDKError as problem:
             raise Missing(f"the emulated full board failed: {problem}") from problem
     figures: Entries = []
@@ -74,7 +77,12 @@ def run(builder: Builder) -> Found:
     return figures, []
 
 
-def _prepare(builder: Builder, folder: Path) -> tuple[dict[str, list[str]], NDArray[np.float32]]:
+def sqnr_db(signal: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """Signal over error, in dB."""
+    return float(10 * np.log10((signal**2).sum() / max(float(((found - signal) ** 2).sum()), 1e-30)))
+
+
+def _prepare(builder: Builder, folder: Path) -> dict[str, list[str]]:
     """Fill a folder with what the board needs; gives the commands there, whose last word is the file of the answer."""
     neon, onnx = (builder.artifact(kind, "w8a8", A76, SEQUENCE) for kind in ("neon", "onnx"))
     rows = builder.model.inputs(SEQUENCE)
@@ -98,8 +106,7 @@ def _prepare(builder: Builder, folder: Path) -> tuple[dict[str, list[str]], NDAr
         find(AARCH64).run(("-O2", str(C_SOURCE), str(link), undefined, "-Wl,-rpath,.", "-o", "ort"), folder)
         link.unlink()
         commands[C_API] = ["./ort", *feeds, "c.bin"]
-    expected = np.frombuffer((neon / "golden/out.bin").read_bytes(), "<f4")
-    return commands, expected[: len(expected) // json.loads((neon / "artifact.json").read_bytes())["golden"]["n"]]
+    return commands
 
 
 class Guest:
@@ -141,8 +148,11 @@ class Guest:
         return int(json.loads(bench)["peak_rss_bytes"])
 
 
-def _measure(folder: Path, commands: dict[str, list[str]], expected: NDArray[np.float32]) -> dict[str, list[int]]:
-    """Peak RSS in bytes of each fresh process of each command."""
+def _measure(
+    folder: Path, commands: dict[str, list[str]], single: NDArray[np.float32], own: NDArray[np.float32]
+) -> dict[str, list[int]]:
+    """Peak RSS in bytes of each fresh process of each command; `single` and `own` are answers of the float model
+    and of the package."""
     peaks: dict[str, list[int]] = {}
     with emulate.emulated(load_target(TARGETS[A76]), print, full=True) as board, Session(board) as session:
         guest = Guest(session)
@@ -152,10 +162,9 @@ def _measure(folder: Path, commands: dict[str, list[str]], expected: NDArray[np.
         guest.said("test ! -e ort || chmod +x ort")
         for name, words in commands.items():
             peaks[name] = [guest.peak(words) for _ in range(PROCESSES)]
-            error = guest.floats(words[-1], folder) - expected
-            decibels = 10 * np.log10(float((expected**2).sum()) / max(float((error**2).sum()), 1e-30))
-            if decibels < LEAST_DB:
-                raise Missing(f"{name}: {decibels:.1f} dB, expected {LEAST_DB} or more")
-            print(name, peaks[name], f"{decibels:.1f} dB")
+            found, least = sqnr_db(single, guest.floats(words[-1], folder)), sqnr_db(single, own) - SLACK_DB
+            say(f"{name}: {peaks[name]} bytes, {found:.1f} dB to the float model")
+            if found < least:
+                raise Missing(f"{name}: {found:.1f} dB to the float model, expected {least:.1f} or more")
         guest.said(f"rm -rf {PLACE}", "")
     return peaks
