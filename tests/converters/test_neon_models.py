@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sample_graphs import ROWS, Sample, make, sample, sqnr_db
+from test_neon_kernels import EVEX
 
 from edgesdk.converters.artifact import Artifact, read_artifact
+from edgesdk.converters.base import input_tensors, output_tensors
+from edgesdk.converters.neon import build as build_module
 from edgesdk.converters.neon import check, convert, read_isa
-from edgesdk.converters.neon.build import build
+from edgesdk.converters.neon.build import build, runner_objects
 from edgesdk.converters.neon.convert import make_plan
 from edgesdk.converters.neon.emit import emit
-from edgesdk.converters.neon.kernel_sets import AARCH64, choose
+from edgesdk.converters.neon.kernel_sets import AARCH64, KERNEL_SETS, choose, host_features
 from edgesdk.converters.neon.specialize import specialize
-from edgesdk.converters.neon.toolchain import find_all
+from edgesdk.converters.neon.toolchain import find, find_all
 from edgesdk.targets import load_target
 from edgesdk.testing.needs import need
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
@@ -277,6 +280,27 @@ def test_profile_marks_every_step_for_counters(built, tmp_path: Path) -> None:
 def test_check_accepts_what_converts(built) -> None:
     case = built("host", "bert_pooler", "w8a8")
     assert check(case.case.package(), load_target("host")) == []
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_avxvnni_answers_as_avx2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """The same bits: sums are exact, and both have the same vectors of floats."""
+    if not {*EVEX.isa} <= host_features():
+        pytest.skip(f"this CPU lacks {EVEX.isa}")
+    case, toolchain, answers = sample_of("hidden_states", scheme), find(EVEX.triple), []
+    package = case.package()
+    inputs, outputs = input_tensors(package), output_tensors(package)
+    (tmp_path / "in.bin").write_bytes(b"".join(case.inputs[tensor.name].tobytes() for tensor in inputs))
+    # The runner must not ask for AVX-VNNI, which the same tile in EVEX does not need.
+    objects = runner_objects(KERNEL_SETS["avx2"], toolchain)
+    monkeypatch.setattr(build_module, "runner_objects", lambda kernels, toolchain: objects)
+    for kernels in (EVEX, KERNEL_SETS["avx2"]):
+        sources = emit(make_plan(case.graph, case.sequence), kernels, "sample", inputs, outputs)
+        build(sources, kernels, toolchain, tmp_path / "model")
+        words = ["run", "--inputs", str(tmp_path / "in.bin"), "--n", str(ROWS), "--outputs", str(tmp_path / "out.bin")]
+        subprocess.run([str(tmp_path / "model"), *words], check=True, timeout=60)
+        answers.append((tmp_path / "out.bin").read_bytes())
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("target", ["host", "raspberry-pi/5", I8MM])
