@@ -48,7 +48,7 @@ KERNEL_SETS = {
     "i8mm": KernelSet(
         "i8mm", AARCH64, 8, 8, 8, 8, ("neon", "dotprod", "i8mm"),
         ("-march=armv8.2-a+dotprod+fp16+i8mm", "-mtune=neoverse-n2"),
-        zig_cpu="generic+v8_2a+dotprod+fullfp16+i8mm",
+        zig_cpu="generic+v8_2a+dotprod+fullfp16+i8mm", integer_attention=True,
     ),
     "avx2": KernelSet("avx2", X86, 4, 16, 2, 16, ("avx2", "fma"), ("-mavx2", "-mfma")),
     "avxvnni": KernelSet(

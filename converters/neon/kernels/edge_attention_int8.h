@@ -32,6 +32,22 @@ EDGE_INLINE void edge_pack_values_int8(const int8_t *v, int depth, int keys, int
       EDGE_UNROLL for (int half = 0; half < 2; half++)
         vst1q_s8(to + 32 * half, key < keys ? vqtbl1q_s8(vld1q_s8(from + 16 * half), index) : vdupq_n_s8(0));
     }
+#elif defined(EDGE_ISA_I8MM)
+  for (int key = 0; key < padded; key += 8)
+    for (int column = 0; column < size; column += 8) { /* three zips of the halves transpose 8 x 8 bytes */
+      int8_t *to = out + (size_t)column * padded + key * 8;
+      const int8_t *from = v + (size_t)key * depth + column * 8;
+      int8x16_t bytes[4], next[4];
+      EDGE_UNROLL for (int i = 0; i < 4; i++) bytes[i] = key < keys ? vld1q_s8(from + 16 * i) : vdupq_n_s8(0);
+      EDGE_UNROLL for (int round = 0; round < 3; round++) {
+        EDGE_UNROLL for (int i = 0; i < 2; i++) {
+          next[2 * i] = vzip1q_s8(bytes[i], bytes[i + 2]);
+          next[2 * i + 1] = vzip2q_s8(bytes[i], bytes[i + 2]);
+        }
+        EDGE_UNROLL for (int i = 0; i < 4; i++) bytes[i] = next[i];
+      }
+      EDGE_UNROLL for (int i = 0; i < 4; i++) vst1q_s8(to + 16 * i, bytes[i]);
+    }
 #else
   for (int key = 0; key < padded; key++)
     for (int column = 0; column < size; column++) {
@@ -55,6 +71,14 @@ EDGE_INLINE void edge_key_starts(const int8_t *k, int depth, int keys, int size,
     }
     vst1q_s32(sums, low);
     vst1q_s32(sums + 4, high);
+#elif defined(EDGE_ISA_I8MM)
+    int32x4_t pair[4]; /* two lanes are one row */
+    const int8x16_t one = vdupq_n_s8(1);
+    EDGE_UNROLL for (int i = 0; i < 4; i++) pair[i] = vdupq_n_s32(0);
+    for (int at = 0; at < size; at += 8)
+      EDGE_UNROLL for (int i = 0; i < 4; i++) pair[i] = vdotq_s32(pair[i], vld1q_s8(k + 8 * at + 16 * i), one);
+    vst1q_s32(sums, vpaddq_s32(pair[0], pair[1]));
+    vst1q_s32(sums + 4, vpaddq_s32(pair[2], pair[3]));
 #else
     for (int at = 0; at < size; at += KR)
       for (int row = 0; row < MR; row++)
@@ -106,6 +130,12 @@ EDGE_INLINE void edge_context_int8(const edge_attention8 *layer, const int8_t *p
   for (int at = 0; at < layer->size; at += MR) {
     vi acc[MR][GV];
     edge_tile_values(p, values + (size_t)at * padded, padded / KR, acc);
+#if defined(EDGE_ISA_I8MM)
+    EDGE_UNROLL for (int i = 0; i < MR; i++)
+      EDGE_UNROLL for (int j = 0; j < GV; j++)
+        acc[i][j] = vf_to_int(vmulq_n_f32(vf_from_int(acc[i][j]), ratio[i]) + offset);
+    edge_put_tile(out, depth, m, column + at, acc, MR, vdupq_n_s16(0), 0);
+#else
     EDGE_UNROLL for (int j = 0; j < GV; j++) {
 #if defined(EDGE_NEON)
       vi integers[MR];
@@ -119,6 +149,7 @@ EDGE_INLINE void edge_context_int8(const edge_attention8 *layer, const int8_t *p
       }
 #endif
     }
+#endif
   }
 }
 

@@ -114,6 +114,22 @@ EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const
 }
 #endif
 
+#if defined(EDGE_ISA_I8MM)
+/* Columns `column` to column + 7 (a step) of `rows` rows from `row` on (multiples of 8) into a packed_a buffer:
+ * as edge_put_rows does. Two rows are 16 bytes beside each other. */
+EDGE_INLINE void edge_put_tile(int8_t *packed, int k, int row, int column, vi integers[MR][2], const int rows,
+                               int16x8_t zero, const int shifted) {
+  int8x8_t bytes[MR];
+  EDGE_UNROLL for (int i = 0; i < rows; i++) {
+    int16x8_t both = vcombine_s16(vqmovn_s32(integers[i][0]), vqmovn_s32(integers[i][1]));
+    bytes[i] = vqmovn_s16(shifted ? vqaddq_s16(both, zero) : both);
+  }
+  int8_t *step = packed + (size_t)row * k + (size_t)column * MR;
+  EDGE_UNROLL for (int i = 0; i < rows; i += 2)
+    vst1q_s8(step + i * KR, vcombine_s8(bytes[i], bytes[i + 1 < rows ? i + 1 : i]));
+}
+#endif
+
 /* Call TILE(panel, m, n, tile rows) for all tiles of [rows, layer->n], whose sums begin with START: whole tiles, then the
  * smallest of MR, MR / 2 and 1 rows that covers the rest (a compile-time constant inside of TILE). */
 #define EDGE_FOR_TILES(TILE, START, ...)                                   \
@@ -167,22 +183,16 @@ EDGE_KERNEL void edge_int8_to_float(const edge_int8 *layer, const int8_t *x, int
 
 /* out (packed_a with `k` columns) = requantize(x W + bias). */
 #if defined(EDGE_ISA_I8MM)
-/* All 8 columns of two rows at once: they are 16 bytes of a step in packed_a. */
 EDGE_INLINE void edge_tile_to_packed(const int8_t *x, int8_t *out, int k, const edge_panel *panel, int m, int n,
                                      const int rows) {
   vi acc[MR][NV];
   edge_products(x, panel, m, rows, acc);
   const vf left = vf_load(panel->scale), right = vf_load(panel->scale + VW);
-  const int16x8_t zero = vcombine_s16(panel->shift[0], panel->shift[1]);
-  int8x8_t bytes[MR];
   EDGE_UNROLL for (int i = 0; i < rows; i++) {
-    int16x4_t low = vqmovn_s32(vf_to_int(vf_from_int(acc[i][0]) * left));
-    int16x4_t high = vqmovn_s32(vf_to_int(vf_from_int(acc[i][1]) * right));
-    bytes[i] = vqmovn_s16(vqaddq_s16(vcombine_s16(low, high), zero));
+    acc[i][0] = vf_to_int(vf_from_int(acc[i][0]) * left);
+    acc[i][1] = vf_to_int(vf_from_int(acc[i][1]) * right);
   }
-  int8_t *step = out + (size_t)m * k + (size_t)n * MR;
-  EDGE_UNROLL for (int i = 0; i < rows; i += 2)
-    vst1q_s8(step + i * KR, vcombine_s8(bytes[i], bytes[i + 1 < rows ? i + 1 : i]));
+  edge_put_tile(out, k, m, n, acc, rows, vcombine_s16(panel->shift[0], panel->shift[1]), 1);
 }
 #else
 EDGE_INLINE void edge_tile_to_packed(const int8_t *x, int8_t *out, int k, const edge_panel *panel, int m, int n,

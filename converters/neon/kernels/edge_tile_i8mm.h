@@ -6,6 +6,7 @@
  * with intrinsics. */
 #pragma once
 enum { MR = 8, NR = 8, KR = 8, FLIP = 0 };
+#define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
 
 /* Two rows: register A times the four registers of B; blocks are operands 0 to 15. */
 #define EDGE_SMMLA_4(X, Y, Z, W, A)                                                                    \
@@ -77,4 +78,20 @@ EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const in
       EDGE_UNROLL for (int step = 0; step < 2; step++, a += 64, b += 64) edge_smmla_rows(a, b, rows, block);
   }
   edge_rows_of(block, rows, acc);
+}
+
+/* Tiles of attention: A and B are panels of 8 rows, [steps][8][8], as in the GEMM. acc = start [8 columns] + a b. */
+EDGE_INLINE void edge_tile_scores(const int8_t *a, const int8_t *b, int steps, const int32_t *start, vi acc[MR][2]) {
+  edge_tile(a, b, steps, MR, start, acc);
+}
+
+/* acc = 256 high b + low b, where `digits` holds the panels of high and of low. */
+EDGE_INLINE void edge_tile_values(const int8_t *digits, const int8_t *b, int steps, vi acc[MR][2]) {
+  static const int32_t zeros[NR];
+  int32x4_t high[4][4], block[4][4];
+  edge_tile_8x8(digits, b, steps, zeros, high);
+  edge_tile_8x8(digits + (size_t)steps * MR * KR, b, steps, zeros, block);
+  EDGE_UNROLL for (int i = 0; i < 4; i++)
+    EDGE_UNROLL for (int j = 0; j < 4; j++) block[i][j] = vmlaq_n_s32(block[i][j], high[i][j], 256);
+  edge_rows_of(block, MR, acc);
 }
