@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesdk.encodings import ActivationEncoding, Encodings, WeightEncoding, static_activations
+from edgesdk.encodings import ActivationEncoding, Encodings, static_activations
 from edgesdk.evaluate import golden_outputs, run_graph
 from edgesdk.package import Baseline, Package, Samples, read_package
+from edgesdk.stages.calibrate import weight_encoding
 from edgesdk.transformer import module
 from edgesdk.transformer.graph import write_graph
-from edgesdk.transformer.quantize import row_scales
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
 VOCABULARY, CLASSES, ROWS, SEED = 2000, 4, 2, 7
+FOUR_BITS = ("layers.", "embedding.tokens.")  # what w4a8 has in 4 bits
 SPEC = TransformerSpec(
     TokenEmbedding(VOCABULARY, 512), 384, (Layer(12, 12, 32, 1536),) * 6, "post", 1e-12, "gelu", "mean", classes=CLASSES
 )
@@ -133,8 +134,9 @@ def _encodings(
             low, high = ranges[name]
             scale = float(np.float32(max(high - low, 1e-6) / 255))
             activations[name] = ActivationEncoding(scale, int(np.rint(-128 - low / scale)))
+    small = FOUR_BITS if scheme.startswith("w4") else ()
     tables = {
-        name: WeightEncoding(8, 0, row_scales(value))
+        name: weight_encoding(value, 4 if name.startswith(small) else 8, method="max")
         for name, value in weights.items() if name.endswith(".weight") and value.ndim == 2
     }
     calibrator, count = (None, 0) if scheme.endswith("-dynamic") else ("minmax", ROWS)

@@ -14,6 +14,7 @@ from edgesdk.converters.neon.packing import ALIGN, pack_float, pad, pad_rows, ro
 from edgesdk.converters.neon.plan import Dense
 from edgesdk.converters.neon.storage import Stored, store_matrix
 
+NULL = "NULL"
 Store = Callable[[NDArray[np.generic], str], str]  # array, C type → C pointer
 
 
@@ -46,7 +47,7 @@ def static_layer(step: Dense, kernels: KernelSet, store: Store) -> tuple[Sequenc
         store(pad(np.concatenate(scales), count, np.float32), "float"),
         store(pad(zero, length, np.float32), "float"),
         store(pad(scale_out, length, np.float32), "float"),
-        str(int(varied)), str(round_up(weight.shape[1], ALIGN)), str(count), *_blocks(stored, store),
+        str(int(varied)), str(round_up(weight.shape[1], ALIGN)), str(count), *_storage(stored, kernels, store),
     ]
     return fields, stored
 
@@ -62,7 +63,7 @@ def dynamic_layer(step: Dense, kernels: KernelSet, store: Store) -> tuple[Sequen
         store(pad(weight.astype(np.int64).sum(1), count, np.int32), "int32_t"),
         store(pad(np.concatenate([_scale(linear) for linear in step.linears]), count, np.float32), "float"),
         store(pad(np.concatenate([linear.bias for linear in step.linears]), count, np.float32), "float"),
-        "NULL", "0", str(round_up(weight.shape[1], ALIGN)), str(count), *_blocks(stored, store),
+        "NULL", "0", str(round_up(weight.shape[1], ALIGN)), str(count), *_storage(stored, kernels, store),
     ]
     return fields, stored
 
@@ -88,10 +89,15 @@ def w8_layer(step: Dense, store: Store) -> Sequence[str]:
     ]
 
 
-def _blocks(stored: Stored, store: Store) -> Sequence[str]:
-    if stored.blocks is None or stored.strides is None:
-        return ["NULL", "NULL"]
-    return [store(stored.blocks, "edge_blocks"), store(stored.strides, "int32_t")]
+def _storage(stored: Stored, kernels: KernelSet, store: Store) -> Sequence[str]:
+    """The fields behind `n`."""
+    blocks = [NULL, NULL] if stored.blocks is None or stored.strides is None else [
+        store(stored.blocks, "edge_blocks"), store(stored.strides, "int32_t")
+    ]
+    if stored.multipliers is None:
+        return [*blocks, NULL, "0"]
+    readable = np.pad(stored.multipliers.reshape(-1), (0, 16))  # rows are read as whole vectors
+    return [*blocks, store(readable, "uint8_t"), str(stored.group // (2 * kernels.kr))]
 
 
 def _weights(linears: Sequence[Linear]) -> NDArray[Any]:

@@ -1,7 +1,8 @@
-"""How the int8 matrix of a layer lies in a binary: whole panels, or only its blocks that are not zero.
+"""How the int8 matrix of a layer lies in a binary: whole panels, only its blocks that are not zero, or 4 bits.
 
-The weights themselves decide, whatever the package says of them: a block is one k-step of a panel, [nr, kr], so blocks
-pruned in the target's pattern are found, and so is any other zero that fills a block.
+The weights themselves decide, whatever the package says of them. A block is one k-step of a panel, [nr, kr], so blocks
+pruned in the target's pattern are found, and so is any other zero that fills a block. Weights of 4 bits are
+multiplier · q with a multiplier for each group of inputs: the greatest common divisor of a group serves as well.
 """
 
 from __future__ import annotations
@@ -19,23 +20,37 @@ from edgesdk.converters.neon.packing import ALIGN, pack_b, round_up
 BLOCK_TILES = ("base", "dotprod", "i8mm")
 # Share of zero blocks from which it is cheaper to leave them out (benchmarks/neon_sparse.py): lists cost 4 % of a step.
 SPARSE_FROM, SPARSE_FROM_GATHERED = 0.05, 0.25
+GROUPS = (8, 16, 32, 64, 128, 256)  # inputs that may share a multiplier; what fits a group fits its halves
+LARGEST_PANEL = 96 << 10  # bytes of an unpacked panel, which lies on the stack
 
 
 @dataclass(frozen=True)
 class Stored:
     """`weights` as the kernels read them; where block-sparse, `blocks` int32 [panels, 3] and `strides` int32 [blocks]
-    too (see `edge_gemm_int8.h`). `left_out` is the share of k-steps that are not computed."""
+    too; where of 4 bits, `multipliers` uint8 [panels, groups, nr] with `group` inputs each (see `edge_gemm_int8.h`).
+    `depth` is the padded K. `left_out` is the share of k-steps that are not computed."""
 
     weights: NDArray[np.int8]
+    depth: int = 0
     blocks: NDArray[np.int32] | None = None
     strides: NDArray[np.int32] | None = None
     left_out: float = 0.0
+    multipliers: NDArray[np.uint8] | None = None
+    group: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all arrays."""
+        arrays = (self.weights, self.blocks, self.strides, self.multipliers)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 def store_matrix(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:
-    """int8 [N, K] in the form that the kernel set runs with the fewest instructions."""
-    sparse = pack_blocks(weight, kernels)
-    return sparse if sparse.left_out >= sparse_from(kernels) else Stored(pack_b(weight, kernels))
+    """int8 [N, K] in the form that costs least: blocks where enough are zero, unless 4 bits are a tenth smaller."""
+    sparse, small = pack_blocks(weight, kernels), pack_four_bits(weight, kernels)
+    if sparse.left_out >= sparse_from(kernels) and (small is None or small.bytes > 0.9 * sparse.bytes):
+        return sparse
+    return small or Stored(pack_b(weight, kernels))
 
 
 def sparse_from(kernels: KernelSet) -> float:
@@ -65,7 +80,9 @@ def pack_blocks(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:
     if not begin:  # nothing at all: one block that no panel has, so that there is an address
         strides, parts = [np.zeros(1, np.int32)], [np.zeros((1, kernels.nr, kernels.kr), np.int8)]
     left_out = 1 - begin / kept.size
-    return Stored(np.concatenate(parts), np.array(blocks, np.int32), np.concatenate(strides), left_out)
+    return Stored(
+        np.concatenate(parts), blocks=np.array(blocks, np.int32), strides=np.concatenate(strides), left_out=left_out
+    )
 
 
 def unpack_blocks(stored: Stored, rows: int, columns: int, kernels: KernelSet) -> NDArray[np.int8]:
@@ -81,15 +98,60 @@ def unpack_blocks(stored: Stored, rows: int, columns: int, kernels: KernelSet) -
     return flat[:rows, :columns].astype(np.int8)
 
 
+def pack_four_bits(weight: NDArray[np.int8], kernels: KernelSet) -> Stored | None:
+    """int8 [N, K] as q of 4 bits and multipliers, in the largest groups that hold it; None where there are none, or the
+    shape does not suit: pairs of k-steps lie in the bytes of one, and a panel must fit in LARGEST_PANEL."""
+    panels = pack_b(weight, kernels)  # [N / nr, K / kr, nr, kr]
+    count, steps, depth = len(panels), panels.shape[1], panels.shape[1] * kernels.kr
+    if steps % 2 or kernels.nr * depth > LARGEST_PANEL:
+        return None
+    found = None
+    for group in GROUPS:
+        if group % (2 * kernels.kr):
+            continue
+        size = group // kernels.kr
+        groups = -(-steps // size)
+        whole = np.zeros((count, groups * size, kernels.nr, kernels.kr), np.int8)
+        whole[:, :steps] = panels
+        grouped = whole.reshape(count, groups, size, kernels.nr, kernels.kr)
+        divisor = np.gcd.reduce(np.abs(grouped.astype(np.int16)), axis=(2, 4))  # [panels, groups, nr]
+        multipliers = np.maximum(divisor, 1)
+        small = (grouped // multipliers[:, :, None, :, None]).reshape(whole.shape)[:, :steps]
+        if small.min() < -8 or small.max() > 7:
+            break
+        pairs = small.reshape(count, steps // 2, 2, kernels.nr, kernels.kr)
+        packed = ((pairs[:, :, 0] & 15) | (pairs[:, :, 1] << 4)).astype(np.uint8).view(np.int8)
+        found = Stored(packed, depth, multipliers=multipliers.astype(np.uint8), group=group)
+    return found
+
+
+def unpack_four_bits(stored: Stored, rows: int, columns: int, kernels: KernelSet) -> NDArray[np.int8]:
+    """The inverse of `pack_four_bits` (for tests)."""
+    assert stored.multipliers is not None
+    count, pairs = stored.weights.shape[:2]
+    low, high = (stored.weights << 4) >> 4, stored.weights >> 4
+    small = np.stack([low, high], 2).reshape(count, 2 * pairs, kernels.nr, kernels.kr)
+    wide = stored.multipliers.repeat(stored.group // kernels.kr, 1)[:, : 2 * pairs, :, None]
+    flat = (small * wide.astype(np.int16)).transpose(0, 2, 1, 3).reshape(count * kernels.nr, -1)
+    return flat[:rows, :columns].astype(np.int8)
+
+
 def kernel_macros(stored: Sequence[Stored]) -> tuple[str, ...]:
     """What `model.c` defines so that the kernels can read these matrices; others are compiled without that code."""
-    return ("EDGE_BLOCKS 1",) if any(matrix.blocks is not None for matrix in stored) else ()
+    deepest = max((matrix.depth for matrix in stored if matrix.multipliers is not None), default=0)
+    sparse = any(matrix.blocks is not None for matrix in stored)
+    return (*(("EDGE_BLOCKS 1",) if sparse else ()), *((f"EDGE_FOUR_BITS {deepest}",) if deepest else ()))
 
 
 def storage_summary(stored: Sequence[Stored]) -> tuple[str, ...]:
     """What the artifact says of its int8 matrices."""
+    notes = []
     sparse = [matrix for matrix in stored if matrix.blocks is not None]
-    if not sparse:
-        return ()
-    share = 100 * float(np.mean([matrix.left_out for matrix in sparse]))
-    return (f"block-sparse: {len(sparse)} of {len(stored)} int8 matrices, {share:.0f} % of their k-steps left out",)
+    small = [matrix for matrix in stored if matrix.multipliers is not None]
+    if sparse:
+        share = 100 * float(np.mean([matrix.left_out for matrix in sparse]))
+        count = f"{len(sparse)} of {len(stored)} int8 matrices"
+        notes.append(f"block-sparse: {count}, {share:.0f} % of their k-steps left out")
+    if small:
+        notes.append(f"4-bit weights: {len(small)} of {len(stored)} int8 matrices, unpacked a panel at a time")
+    return tuple(notes)

@@ -68,7 +68,8 @@ int main(int argc, char **argv) {
     memset(result, 0, sizeof result);
     memset(packed, 0, sizeof packed);
     get(p[10]);
-    edge_int8 layer = {array[0], array[1], array[2], array[3], array[4], p[0], p[1], p[2], array[8], array[9]};
+    edge_int8 layer = {array[0], array[1], array[2], array[3], array[4], p[0], p[1], p[2], array[8], array[9],
+                       array[10], p[6]};
     edge_float dense = {array[0], array[1], p[1], p[2]};
     size_t floats = 0; /* how many of `result` are the answer */
     switch (command) {
@@ -244,7 +245,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for name, content in kernel_sources().items():
         (folder / name).write_bytes(content)
     (folder / "driver.c").write_text(DRIVER)
-    flags = (f"-D{kernels.macro}=1", "-DEDGE_BLOCKS=1", "-Werror", *kernels.flags)
+    flags = (f"-D{kernels.macro}=1", "-DEDGE_BLOCKS=1", "-DEDGE_FOUR_BITS=128", "-Werror", *kernels.flags)
     toolchains[0].compile("driver.c", "driver.o", flags, folder)
     toolchains[0].link(("driver.o",), "driver", folder)
     return kernels, folder / "driver"

@@ -23,10 +23,12 @@ from edgesdk.converters.neon.storage import (
     Stored,
     kernel_macros,
     pack_blocks,
+    pack_four_bits,
     sparse_from,
     storage_summary,
     store_matrix,
     unpack_blocks,
+    unpack_four_bits,
 )
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.testing.needs import need
@@ -58,7 +60,8 @@ def sparse_matrix(
 def layer_arrays(stored: Stored, *arrays: np.ndarray | None) -> list[np.ndarray | None]:
     """The operands of the driver's commands for int8 layers: `arrays` are [1] to [7]."""
     padded = [*arrays, *(None,) * (7 - len(arrays))]
-    return [stored.weights, *padded, stored.blocks, stored.strides]
+    multipliers = None if stored.multipliers is None else np.pad(stored.multipliers.reshape(-1), (0, 16))
+    return [stored.weights, *padded, stored.blocks, stored.strides, multipliers]
 
 
 @pytest.mark.parametrize("density", DENSITIES)
@@ -91,6 +94,57 @@ def test_static_layers_are_bit_exact(driver: Driver, density: str) -> None:
         else:
             found = floats(data, stride, columns)
         np.testing.assert_array_equal(found, expected)
+
+
+def four_bit_matrix(rng: np.random.Generator, n: int, k: int, group: int) -> np.ndarray:
+    """int8 [n, k] = multiplier · q, the smallest q in every row."""
+    multiplier = rng.integers(1, 16, (n, -(-k // group))).repeat(group, 1)[:, :k]
+    small = rng.integers(-8, 8, (n, k))
+    small[:, 0] = -8
+    return (multiplier * small).astype(np.int8)
+
+
+def test_layers_of_four_bits_are_those_of_dense_weights(driver: Driver) -> None:
+    """Groups of 32 and one group a row; tails of rows, columns and groups."""
+    rng, kernels = np.random.default_rng(11), driver.kernels
+    for index, (m, _, n) in enumerate(shapes(kernels, kernels.nr)):
+        k = (32, 64, 96, 128)[index % 4]
+        x = rng.integers(-128, 128, (m, k)).astype(np.int8)
+        weight = four_bit_matrix(rng, n, k, 32 if index % 3 else k)
+        count, stride, size = round_up(n, kernels.nr), round_up(n, ALIGN), round_up(m, ROWS) * round_up(n, ALIGN)
+        operands = [
+            pad(rng.integers(-5000, 5000, n), count, np.int32),
+            pad(rng.uniform(0.001, 0.01, n).astype(np.float32), count, np.float32),
+            *(np.full(kernels.nr, value, np.float32) for value in (3, 0.05)), pack_a(x, kernels),
+        ]
+        small = pack_four_bits(weight, kernels)
+        assert small is not None and small.bytes < 0.6 * count * k
+        for stored in (small, Stored(pack_b(weight, kernels))):
+            pairs = stored.group // (2 * kernels.kr)
+            driver.call(1, [0, k, count, m, stride, 0, pairs], layer_arrays(stored, *operands), m * stride * 4)
+            driver.call(2, [0, k, count, m, stride, size, pairs], layer_arrays(stored, *operands), size)
+    answers = driver.run()
+    for small_floats, small_bytes, floats_, bytes_ in zip(*(answers[i::4] for i in range(4)), strict=True):
+        assert small_floats == floats_ and small_bytes == bytes_
+
+
+@pytest.mark.parametrize("name", sorted(KERNEL_SETS))
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 40), k=st.integers(1, 140), group=st.sampled_from([8, 16, 32, 64, 200]), seed=st.integers(0, 9)
+)
+def test_four_bits_hold_the_matrix(name: str, n: int, k: int, group: int, seed: int) -> None:
+    """What is packed is unpacked; groups finer than a pair of k-steps, and other numbers, stay in 8 bits."""
+    kernels, rng = KERNEL_SETS[name], np.random.default_rng(seed)
+    weight = four_bit_matrix(rng, n, k, group)
+    stored = pack_four_bits(weight, kernels)
+    fits = round_up(k, ALIGN) % (2 * kernels.kr) == 0
+    if stored is not None:
+        np.testing.assert_array_equal(unpack_four_bits(stored, n, k, kernels), weight)
+    assert stored is not None or not fits or group % (2 * kernels.kr)
+    if k > 1:
+        weight[-1, :2] = 127, 126
+        assert pack_four_bits(weight, kernels) is None
 
 
 @pytest.mark.parametrize("density", DENSITIES)
@@ -148,6 +202,12 @@ def test_the_form_follows_the_weights() -> None:
         "block-sparse: 1 of 2 int8 matrices, 25 % of their k-steps left out",
     )
     assert storage_summary([Stored(dense)]) == ()
+    small = store_matrix(four_bit_matrix(rng, 24, 64, 32), kernels)
+    assert small.group == 32 and small.bytes == 24 * 64 // 2 + 24 * 2
+    assert kernel_macros([small, stored]) == ("EDGE_BLOCKS 1", "EDGE_FOUR_BITS 64")
+    assert storage_summary([small]) == ("4-bit weights: 1 of 1 int8 matrices, unpacked a panel at a time",)
+    both = np.where(many != 0, four_bit_matrix(rng, 48, 64, 32), 0).astype(np.int8)
+    assert store_matrix(both, kernels).multipliers is not None, "a quarter of the blocks saves less than 4 bits"
 
 
 def sparse_sample(scheme: str) -> Sample:

@@ -25,6 +25,8 @@ typedef struct {
   int n;                 /* padded outputs */
   const edge_blocks *blocks; /* block-sparse: [n / NR]; else NULL */
   const int32_t *strides;    /* of each block: bytes from its k-step in packed_a to that of the next block */
+  const uint8_t *multipliers; /* 4 bits: [n / NR][k / group][NR] (edge_four_bits.h); else NULL */
+  int group;                  /* pairs of k-steps for each multiplier */
 } edge_int8;
 
 /* What the tiles of one panel of NR columns work with: all that does not depend on the row. */
@@ -44,7 +46,15 @@ typedef struct {
 #define EDGE_START_ROWS 1 /* how many times the tile wants its first sums side by side */
 #endif
 
-EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, const int32_t *start, int32_t *starts) {
+/* EDGE_FOUR_BITS is the largest k of a layer of 4 bits, of which a panel is unpacked at a time. */
+#if defined(EDGE_FOUR_BITS)
+#define EDGE_UNPACKED _Alignas(64) int8_t unpacked[NR * EDGE_FOUR_BITS]
+#else
+#define EDGE_UNPACKED int8_t *const unpacked = NULL
+#endif
+
+EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, const int32_t *start, int32_t *starts,
+                                     int8_t *unpacked) {
   const int at = layer->varied ? n : 0;
   edge_panel panel = {
       .weights = layer->weights + (size_t)n * layer->k, .steps = layer->k / KR, .start = start,
@@ -61,6 +71,16 @@ EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, co
     panel.steps = blocks->count;
     panel.offset = blocks->offset;
   }
+#endif
+#if defined(EDGE_FOUR_BITS)
+  if (layer->multipliers) {
+    const int pairs = panel.steps / 2, groups = (pairs + layer->group - 1) / layer->group;
+    edge_unpack(layer->weights + (size_t)n * layer->k / 2, layer->multipliers + (size_t)n * groups, pairs, layer->group,
+                unpacked);
+    panel.weights = unpacked;
+  }
+#else
+  (void)unpacked;
 #endif
   if (EDGE_START_ROWS > 1 && rows > MR / 2) {
     EDGE_UNROLL for (int i = 0; i < EDGE_START_ROWS; i++) memcpy(starts + i * NR, start, NR * sizeof *start);
@@ -132,14 +152,15 @@ EDGE_INLINE void edge_put_tile(int8_t *packed, int k, int row, int column, vi in
 
 /* Call TILE(panel, m, n, tile rows) for all tiles of [rows, layer->n], whose sums begin with START: whole tiles, then the
  * smallest of MR, MR / 2 and 1 rows that covers the rest (a compile-time constant inside of TILE). */
-#define EDGE_FOR_TILES(TILE, START, ...)                                   \
-  for (int n = 0; n < layer->n; n += NR) {                                 \
-    int32_t starts[EDGE_START_ROWS * NR];                                  \
-    const edge_panel panel = edge_panel_at(layer, n, rows, START, starts); \
-    int m = 0;                                                             \
-    for (; m < rows - MR / 2; m += MR) TILE(__VA_ARGS__, &panel, m, n, MR); \
-    if (rows - m > 1) TILE(__VA_ARGS__, &panel, m, n, MR / 2);             \
-    else if (rows - m > 0) TILE(__VA_ARGS__, &panel, m, n, 1);             \
+#define EDGE_FOR_TILES(TILE, START, ...)                                             \
+  EDGE_UNPACKED;                                                                     \
+  for (int n = 0; n < layer->n; n += NR) {                                           \
+    int32_t starts[EDGE_START_ROWS * NR];                                            \
+    const edge_panel panel = edge_panel_at(layer, n, rows, START, starts, unpacked); \
+    int m = 0;                                                                       \
+    for (; m < rows - MR / 2; m += MR) TILE(__VA_ARGS__, &panel, m, n, MR);          \
+    if (rows - m > 1) TILE(__VA_ARGS__, &panel, m, n, MR / 2);                       \
+    else if (rows - m > 0) TILE(__VA_ARGS__, &panel, m, n, 1);                       \
   }
 
 /* acc = start + the rows of x from `m` on times a panel. */

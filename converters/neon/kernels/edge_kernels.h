@@ -27,6 +27,9 @@
 #include "edge_blocks_gathered.h"
 #endif
 #endif
+#if defined(EDGE_FOUR_BITS) /* it has layers of 4 bits */
+#include "edge_four_bits.h"
+#endif
 #include "edge_gemm_int8.h"
 #include "edge_math.h"
 #include "edge_gemm_float.h"
