@@ -26,12 +26,14 @@ import neon_peers
 import neon_profile
 import neon_vm
 import torch
-from _parts import ROOT, Found, Missing, Part, run_parts
+from _parts import Found, Missing, Part, run_parts
 from _results import figure
 from neon_loops import loop_figures
 from neon_sparse import sparse_figures
 
-CACHE = ROOT / ".edgesdk" / "benchmark-neon"
+from edgesdk.harness.emulate.layers import cache_folder
+
+CACHE = cache_folder() / "neon-benchmark"
 BUILD = ("build time of w8a8, S = 128, the slower of both ARM targets", "≤ 30")
 
 
