@@ -92,9 +92,9 @@ def _attention(steps: list[Step], output: Tensor) -> list[Step] | None:
 def exponent(query: Encoding, key: Encoding, scale: float) -> tuple[int, int] | None:
     """The factor c of integer scores in 2^(c · score), as (multiplier in Q31, left shift of the scores); with a shift
     the multiplier has 15 bits, see `edge_softmax_integer.h`. None where one step of a score is so large that integers
-    are too coarse."""
+    are too coarse, or so small that even hidden keys, whose score is -2^30, would have a p above 0."""
     factor = query.scale * key.scale * scale * math.log2(math.e)
-    if not 0 < factor < 0.25:
+    if not 2.0**-25 <= factor < 0.25:
         return None
     shift = max(0, math.ceil(math.log2(factor) + FRACTION_BITS))
     if shift:

@@ -11,6 +11,8 @@ from typing import Any
 
 CODES = {"float32": "f", "int64": "q", "int32": "i"}
 BEST_SQNR = 200.0
+WORST_DB = 10.0  # a row's or a column's error above the mean one: chance gives 8 to 9 (docs/decisions.md)
+TINY = 1e-300
 FEWEST_LABELS = 32  # of fewer rows the share of equal labels is reported, not judged
 
 
@@ -97,16 +99,37 @@ def compare(
     return {"passed": bool(passed), "value": value, "reason": reason}
 
 
-def noise_above(floats: bytes, expected: bytes, actual: bytes, tensors: "list[dict[str, Any]]", n: int) -> float:
-    """By how many dB the error of `actual` against `floats` is above that of `expected`, over all n rows."""
-    reference = _values(floats, tensors, n)
-    powers = []
-    for block in (actual, expected):
-        errors = list(map(operator.sub, _values(block, tensors, n), reference))
-        powers.append(math.fsum(map(operator.mul, errors, errors)))
-    if not powers[0] or not powers[1]:
-        return -BEST_SQNR if not powers[0] else BEST_SQNR
-    return 10 * math.log10(powers[0] / powers[1])
+def noise_above(
+    floats: bytes, expected: bytes, actual: bytes, tensors: "list[dict[str, Any]]", n: int
+) -> "tuple[float, float]":
+    """How far the error of `actual` against `floats` is above that of `expected`.
+
+    Returns:
+        dB of the whole; and of the worst single row or column (along the last axis) above the mean row or column of
+        `expected`: a dead class or a lost row may be a small part of the whole.
+    """
+    whole = [0.0, 0.0]
+    worst = 0.0
+    start = 0
+    for tensor in tensors:
+        size, width, height = n * row_bytes(tensor), int(tensor["shape"][-1]), row_elements(tensor)
+        parts = [data[start : start + size] for data in (floats, expected, actual)]
+        reference, own, found = (_values(part, [tensor], n) for part in parts)
+        start += size
+        rows, columns, total = [0.0] * n, [0.0] * width, 0.0
+        for at, value in enumerate(reference):
+            error = (found[at] - value) ** 2
+            rows[at // height] += error
+            columns[at % width] += error
+            total += (own[at] - value) ** 2
+        whole[0] += math.fsum(rows)
+        whole[1] += total
+        worst = max(worst, max(rows) * n / max(total, TINY), max(columns) * width / max(total, TINY))
+    return _db(whole[0] / max(whole[1], TINY)), _db(worst)
+
+
+def _db(ratio: float) -> float:
+    return max(-BEST_SQNR, min(BEST_SQNR, 10 * math.log10(max(ratio, TINY))))
 
 
 def judge(
@@ -118,7 +141,8 @@ def judge(
     Args:
         tolerance: {"kind", "limit"} as in `compare`; with "labels_equal", at least that share of the n rows must keep
             its label, where there is an output `logits` and n >= 32; with "noise_db", outputs beyond the limit pass
-            where `noise_above` is at most noise_db / sqrt(n): that much the errors of n rows differ by chance.
+            where `noise_above` is at most noise_db / sqrt(n), by which the errors of n rows differ by chance, and at
+            most WORST_DB in every row and column.
         floats: outputs of the weights in float, for "noise_db".
 
     Returns:
@@ -131,12 +155,15 @@ def judge(
     verdict.update({"kind": kind, "limit": limit, "labels_equal": None, "noise_db": None, "n": n})
     allowed = tolerance.get("noise_db")
     if not verdict["passed"] and verdict["value"] is not None and allowed is not None and floats is not None:
-        if len(floats) != len(expected):
-            verdict["reason"] = f"the golden outputs in float have {len(floats)} bytes, expected {len(expected)}"
+        if len(floats) != len(expected) or not all(map(math.isfinite, _values(floats, tensors, n))):
+            verdict["reason"] = "the golden outputs in float hold NaN or infinity, or have another size"
             return verdict
-        found_db, most = noise_above(floats, expected, actual, tensors, n), float(allowed) / math.sqrt(n)
-        verdict["noise_db"], verdict["passed"] = found_db, found_db <= most
-        text = f"its error against float is {found_db:.3g} dB above the model's own, limit {most:.3g}"
+        (above, worst), most = noise_above(floats, expected, actual, tensors, n), float(allowed) / math.sqrt(n)
+        verdict["noise_db"], verdict["passed"] = above, above <= most and worst <= WORST_DB
+        text = (
+            f"its error against float is {above:.3g} dB above the model's own, limit {most:.3g}, and {worst:.3g} dB in "
+            f"the worst row or column, limit {WORST_DB:.3g}"
+        )
         verdict["reason"] = "" if verdict["passed"] else verdict["reason"] + "; " + text
     if wanted is None or verdict["value"] is None:
         return verdict

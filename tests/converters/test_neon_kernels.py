@@ -490,7 +490,7 @@ def test_integer_attention_is_bit_exact(driver: Driver) -> None:
         k, v = (rng.integers(-128, 128, (keys, shared)).astype(np.int8) for _ in range(2))
         q[0], k[0], v[-1] = -128, -128, 127
         zeros = [(0, 0), (-128, 127), (127, -128), (5, -9)][index % 4]
-        factor = [1e-6, 3e-5, 5e-4, 0.004, 0.2][index % 5]
+        factor = [3e-8, 3e-5, 5e-4, 0.004, 0.2][index % 5]
         query, key = Encoding(factor, zeros[0]), Encoding(1 / math.log2(math.e), 3)
         softmax = exponent(query, key, 1.0)
         assert softmax is not None
@@ -507,6 +507,15 @@ def test_integer_attention_is_bit_exact(driver: Driver) -> None:
             checks.append((queries, width, wanted))
     for data, (queries, width, expected) in zip(driver.run(), checks, strict=True):
         np.testing.assert_array_equal(unpack_a(np.frombuffer(data, np.int8), queries, width, kernels), expected)
+
+
+@pytest.mark.parametrize(("factor", "integers"), [(0.0, False), (1e-8, False), (3e-8, True), (0.2, True), (0.3, False)])
+def test_scores_too_fine_or_too_coarse_stay_floats(factor: float, integers: bool) -> None:
+    """A hidden key has the score -2^30: it must have p = 0 at the smallest factor."""
+    softmax = exponent(Encoding(factor, 0), Encoding(1 / math.log2(math.e), 0), 1.0)
+    assert (softmax is not None) is integers
+    if softmax is not None:
+        assert reference.power(np.array([0, -(1 << 30) + (1 << 24)]), *softmax, powers(64)).tolist() == [23160, 0]
 
 
 def test_integer_attention_is_attention() -> None:

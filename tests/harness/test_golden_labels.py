@@ -90,11 +90,27 @@ def _static(n: int, own: float, other: float, floats: bool = True) -> dict[str, 
     errors) and of another one's (`other`)."""
     rng = np.random.default_rng(n)
     exact = rng.standard_normal((n, 3)).astype(np.float32)
-    exact = rng.standard_normal((n, 3)).astype(np.float32)
     noise = [rng.standard_normal((n, 3)).astype(np.float32) * np.float32(size) for size in (own, other)]
     expected, found = (exact + part for part in noise)
     block = exact.tobytes() if floats else None
     return blocks.judge(STATIC, expected.tobytes(), found.tobytes(), [LOGITS], n, block)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("n", [8, 32])
+def test_a_lost_row_or_a_dead_class_is_found(n: int, axis: int) -> None:
+    """Quantization noise of 15 dB and a class, or a row, that always answers 0: a small part of the whole error."""
+    rng, shape = np.random.default_rng(3), (n, 150)
+    exact = rng.standard_normal(shape).astype(np.float32)
+    expected, found = (exact + rng.standard_normal(shape).astype(np.float32) * np.float32(0.178) for _ in range(2))
+    tensor = {"name": "logits", "dtype": "float32", "shape": [1, 150]}
+    assert blocks.judge(STATIC, expected.tobytes(), found.tobytes(), [tensor], n, exact.tobytes())["passed"]
+    if axis:
+        found[:, 17] = 0
+    else:
+        found[1] = 0
+    verdict = blocks.judge(STATIC, expected.tobytes(), found.tobytes(), [tensor], n, exact.tobytes())
+    assert not verdict["passed"] and "worst row or column" in verdict["reason"]
 
 
 @pytest.mark.parametrize(("own", "other", "passed"), [
@@ -126,7 +142,9 @@ def test_outputs_within_the_limit_need_no_float_outputs() -> None:
 def test_float_outputs_of_another_size_are_refused() -> None:
     rows = np.ones((4, 3), np.float32)
     verdict = blocks.judge(STATIC, rows.tobytes(), (rows * 2).tobytes(), [LOGITS], 4, rows[:3].tobytes())
-    assert not verdict["passed"] and "36 bytes, expected 48" in verdict["reason"]
+    assert not verdict["passed"] and "another size" in verdict["reason"]
+    verdict = blocks.judge(STATIC, rows.tobytes(), (rows * 2).tobytes(), [LOGITS], 4, (rows * np.nan).tobytes())
+    assert not verdict["passed"] and "NaN" in verdict["reason"]
 
 
 def test_an_exact_model_allows_no_error() -> None:

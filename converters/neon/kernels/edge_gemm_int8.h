@@ -58,7 +58,7 @@ EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, co
   const int at = layer->varied ? n : 0;
   edge_panel panel = {
       .weights = layer->weights + (size_t)n * layer->k, .steps = layer->k / KR, .start = start,
-      .scale = layer->scale + n, .zero = layer->zero + at, .step = layer->step + at, .depth = layer->k,
+      .scale = layer->scale + n, .zero = layer->zero + at, .step = layer->step ? layer->step + at : NULL, .depth = layer->k,
   };
 #if defined(EDGE_NEON)
   EDGE_UNROLL for (int j = 0; j < NV; j++) panel.shift[j] = vqmovn_s32(vf_to_int(vf_load(panel.zero + j * VW)));
