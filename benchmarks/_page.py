@@ -31,7 +31,8 @@ def main() -> None:
             text = f"{value} {entry['unit']}".strip() + interval
             if entry["value"] is None:
                 text = f"not measured: {entry['reason']}" if "reason" in entry else "not measured"
-            parts.append(f"| {entry['figure']} | {text} | {entry['goal'] or ''} | {met} | {entry['provenance']} |\n")
+            label = entry["provenance"] + (f", load {entry['load']:g} before" if "load" in entry else "")
+            parts.append(f"| {entry['figure']} | {text} | {entry['goal'] or ''} | {met} | {label} |\n")
         parts += [_table(table) for table in document.get("tables", [])]
     (ROOT / "docs" / "benchmarks.md").write_text("".join(parts))
 

@@ -4,7 +4,7 @@
     python benchmarks/boards.py --only fuzz,upload    these parts; the others keep what they had
 
 Every part is kept as soon as it is done, so that a run that was stopped goes on with `--only`; a figure whose part was
-not run is `unmeasured`.
+not run is `unmeasured`. `load` of a figure is the load average of the machine before its part: what others did there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,13 @@ def main() -> None:
         if kept.exists() and not (arguments.again or arguments.only):
             say(f"{name}: kept")
             continue
-        started = time.monotonic()
-        say(f"{name}: running")
+        started, load = time.monotonic(), os.getloadavg()[0]
+        say(f"{name}: running, load {load:.1f}")
         module, function, figures = PARTS[name]
         found = getattr(importlib.import_module(module), function)([entry[0] for entry in figures])
-        write_atomic(kept, canonical_json({"figures": found, "seconds": round(time.monotonic() - started, 1)}))
+        write_atomic(kept, canonical_json({
+            "figures": found, "seconds": round(time.monotonic() - started, 1), "load": round(load, 1),
+        }))
         say(f"{name}: {found}")
         write()
     write()
@@ -90,7 +93,8 @@ def write() -> None:
         for name, unit, goal in figures:
             value, met, provenance, more = found["figures"].get(name, (None, False, "unmeasured", {}))
             met = False if value is None else met
-            entries.append(figure(name, value, unit, goal, met, provenance) | more)
+            load = {} if value is None or "load" not in found else {"load": found["load"]}
+            entries.append(figure(name, value, unit, goal, met, provenance) | more | load)
     write_result("boards", entries, extra={"part_seconds": seconds}, path=FOLDER / "boards.json")
 
 

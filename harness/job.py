@@ -33,7 +33,9 @@ SHA256 = re.compile(r"^[0-9a-f]{64}$")
 RESULT_LIMIT = 2 << 30
 STALL_SECONDS = 30.0
 STATUS_SECONDS = 30.0
+OVER = ("done", "failed", "lost", "unknown")
 COLLECT_TRIES = 3
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0
 LOOP_LOSSES, LOOP_SECONDS = 3, 600.0
 # Ctrl-C waits at most 15 s: this long for the worker, and 5 s to kill a command that hangs.
 CANCEL_SECONDS = 10.0
@@ -41,6 +43,12 @@ ZIP_FAULTS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, TypeError, ValueError,
     OverflowError, RuntimeError, OSError,
 )
+# $1 the job's folder, $2 seconds. The job's process holds `lock` as long as it lives: who waits for it wakes when the
+# job ends, and until then costs the board nothing, also within a timed window. A board without flock answers at once.
+_STATUS = """
+command -v flock >/dev/null && flock -s -w "$2" "$1/lock" echo ended >&2
+exec cat -- "$1/status.json"
+"""
 FAILURES: dict[str, type[EdgeSDKError]] = {
     "busy": Busy, "disk-full": DiskFull, "read-only": ReadOnly, "corrupt": Corrupt, "stale": LeaseLost,
 }
@@ -121,7 +129,7 @@ def _cancel(session: Session, worker: str, arguments: list[str]) -> bool:
     argv = [session.board.python, worker, "stop", *arguments, "--remove"]
     with contextlib.suppress(EdgeSDKError):
         completed = session.once(lambda transport: transport.run(argv, CANCEL_SECONDS))
-        return worker_answer(session.board, "stop", completed)["state"] in ("done", "failed", "lost", "unknown")
+        return worker_answer(session.board, "stop", completed)["state"] in OVER
     return False
 
 
@@ -157,32 +165,44 @@ def _to_the_end(
 def _watch(
     session: Session, worker: str, arguments: list[str], identity: str, status: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """Poll the status file until the job has ended. A status of another job, or half a one, counts as none."""
-    path = f"{session.board.state}/jobs/{identity}/status.json"
+    """Wait for the job's end, with a look at its status now and then. A status of another job, or half a one, counts
+    as none."""
+    folder = f"{session.board.state}/jobs/{identity}"
+    wait = FIRST_WAIT_SECONDS
+
+    def ask(transport: Transport) -> tuple[dict[str, Any], bool]:
+        return _read_status(transport, folder, identity, wait)
+
     seen = None
     seen_at = time.monotonic()
-    pause = 0.1
-    while status.get("state") not in ("done", "failed", "lost", "unknown"):
+    while status.get("state") not in OVER:
         if status.get("state") == "running":
             progress(status["step"], status["done"], status["total"])
-        time.sleep(pause)
-        pause = min(pause * 1.4, 5.0)
-        status = session.step(lambda transport: _read_status(transport, path, identity))
+        asked_at = time.monotonic()
+        status, ended = session.step(ask)
         now = time.monotonic()
         if status.get("beat") not in (None, seen):
             seen, seen_at = status["beat"], now
-        elif now - seen_at > STALL_SECONDS:
+        elif ended or now - seen_at > STALL_SECONDS:
             status = ask_worker(session, worker, "look", *arguments)
             seen_at = now
+        if status.get("state") not in OVER:
+            time.sleep(max(0.0, asked_at + wait - time.monotonic()))
+        wait = min(wait * 1.4, LONGEST_WAIT_SECONDS)
     return status
 
 
-def _read_status(transport: Transport, path: str, identity: str) -> dict[str, Any]:
-    completed = transport.run(["cat", "--", path], STATUS_SECONDS)
+def _read_status(transport: Transport, folder: str, identity: str, wait_s: float) -> tuple[dict[str, Any], bool]:
+    """The job's status, {} where there is none to be read, and whether its process is known to have ended; waits for
+    that end at most `wait_s`."""
+    completed = transport.run(["sh", "-c", _STATUS, "status", folder, f"{wait_s:.1f}"], STATUS_SECONDS)
+    ended = b"ended" in completed.stderr
     with contextlib.suppress(Corrupt):
+        path = f"{folder}/status.json"
         status = answers.check(answers.Status, answers.parse_json(completed.stdout, path), path)
-        return status if status["job"] == identity else {}
-    return {}
+        if status["job"] == identity:
+            return status, ended
+    return {}, ended
 
 
 def _failure(session: Session, status: Mapping[str, Any]) -> EdgeSDKError:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edgesdk.harness.worker import probe, rounds, sampler, sensors, store, timed
+from edgesdk.harness.worker import machine, probe, rounds, sampler, sensors, store, timed
 from edgesdk.harness.worker.timing import median, now_ns
 
 IDLE_SHIFT, IDLE_SHIFT_UW = 0.05, 100000
@@ -114,7 +114,7 @@ class EnergyRun:
     def _idle(self, when: str, period: float) -> "float | None":
         """Watch the board do nothing; returns the median power in microwatts (None where a meter elsewhere sees it)."""
         offset = os.path.getsize(self.path)
-        with _Segment(self, period):
+        with machine.turn(self.tick), _Segment(self, period):
             start = now_ns()
             deadline = time.monotonic() + float(self.plan["idle_seconds"])
             while time.monotonic() < deadline:

@@ -1,10 +1,10 @@
-"""Timed rounds: pinned to cores, between two micro-probes, watched, repeated where a code asks for it."""
+"""Timed rounds: alone on the machine, on fixed cores, between two micro-probes, watched, repeated where a code asks."""
 
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgesdk.harness.worker import codes, probe, rounds, timing
+from edgesdk.harness.worker import codes, machine, probe, rounds, timing
 from edgesdk.harness.worker.condition import Watch
 
 NICE = -5
@@ -24,7 +24,7 @@ class Timer:
     def round(
         self, candidate: "rounds.Candidate", seed: int, samples: str, per_inference_s: float
     ) -> "dict[str, Any]":
-        """One round in a fresh process; `samples` is the file for its raw samples.
+        """One round in a fresh process, when the machine is free; `samples` is the file for its raw samples.
 
         Returns:
             the round's record (`answers._TimedRound`).
@@ -32,6 +32,12 @@ class Timer:
         Raises:
             RoundFailed: it gave no figures.
         """
+        with machine.turn(candidate.tick):
+            return self._round(candidate, seed, samples, per_inference_s)
+
+    def _round(
+        self, candidate: "rounds.Candidate", seed: int, samples: str, per_inference_s: float
+    ) -> "dict[str, Any]":
         profile = self.profile
         evicted = evict(candidate.files())
         fresh = self.last if timing.now_ns() - self.last_at < PROBE_AGE_NS else None

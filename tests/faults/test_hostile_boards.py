@@ -47,11 +47,11 @@ class FakeBoard:
         self.result = result
 
     def run(self, argv: Sequence[str], deadline_s: float, input: Any = None, env: Any = None) -> Completed:
+        if argv[3:4] == ["status"]:
+            return Completed(0, self.answer("status"), b"")
         if argv[0] == "sh":
             lines = "".join(f"{name} whole 1\n" for name in argv[5:])
             return Completed(0, lines.encode(), b"")
-        if argv[0] == "cat":
-            return Completed(0, self.answer("status"), b"")
         return Completed(0, self.answer(argv[2]) if argv[0] != "rm" else b"", b"\x1b[31mboo")
 
     def put(self, local: Path, remote: str, offset: int = 0) -> None:

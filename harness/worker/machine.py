@@ -1,0 +1,66 @@
+"""Boards that share one machine take turns: what is timed runs alone, and other work of jobs beside no timing.
+
+The machine's lock is one file in memory, which every board and every user of the machine opens; it is free when its
+holders end, however they end.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+
+LOCK = "/dev/shm/edgesdk-timing"
+WAIT_SECONDS = 600.0
+POLL_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def turn(tick: "Callable[[], None]", alone: bool = True) -> "Iterator[None]":
+    """Hold the machine while the block runs: alone, or together with others that do not ask for it alone.
+
+    A holder that hangs must not stop a board for ever: after ten minutes the block runs all the same, and what
+    disturbs it is seen by its codes. So it does where there is no such file to be had.
+
+    Args:
+        tick: called about once a second while waiting (heartbeat).
+    """
+    lock = _open()
+    try:
+        if lock is not None:
+            _wait(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, tick)
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _open() -> "int | None":
+    """The lock's file. Without O_CREAT first: the kernel may refuse that for a file of another user in a folder that
+    all may write to."""
+    for flags in (os.O_RDONLY, os.O_RDONLY | os.O_CREAT | os.O_EXCL, os.O_RDONLY):
+        try:
+            lock = os.open(LOCK, flags | os.O_NOFOLLOW, 0o644)
+        except OSError:
+            continue
+        if flags & os.O_CREAT:
+            os.fchmod(lock, 0o644)  # whatever the umask is
+        return lock
+    return None
+
+
+def _wait(lock: int, kind: int, tick: "Callable[[], None]") -> None:
+    start = time.monotonic()
+    next_tick = start + 1
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            return
+        except OSError:
+            now = time.monotonic()
+        if now - start > WAIT_SECONDS:
+            return
+        if now > next_tick:
+            tick()
+            next_tick = now + 1
+        time.sleep(POLL_SECONDS)
