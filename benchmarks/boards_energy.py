@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -11,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from edgesdk.converters import converter
-from edgesdk.demo import package_path
+from edgesdk.cli.output import say
 from edgesdk.harness import emulate
 from edgesdk.harness.emulate.feeder import origin_of
-from edgesdk.harness.measure import load_profile, measure
 from edgesdk.harness.replay import Frame, Recording
-from edgesdk.package import read_package
+from edgesdk.pipeline import build
+from edgesdk.record import BuildRecord
+from edgesdk.request import Request
+from edgesdk.select import select
 from edgesdk.targets import load_target
 
 CHIP = "/sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
 PERIOD_S, STEP_S, MILLIVOLTS = 4.0, 0.05, 5000
+GENEROUS_MJ = 100_000  # a goal that asks for energy and excludes nobody
 
 
 def milliamperes(at_s: float) -> int:
@@ -50,52 +53,46 @@ def joules(start_s: float, end_s: float) -> float:
 
 
 def run(names: list[str]) -> dict[str, Any]:
-    """Measure the demo on the fed board; then build with an energy goal there."""
-    target = load_target("jetson")
-    with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name, emulate.emulated(target) as board:
+    """Build the demo for the fed board with a goal on energy: its windows against the integral, and what it selects."""
+    with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name, emulate.emulated(load_target("jetson")) as board:
         folder = Path(name)
         os.environ["EDGESDK_LEASES"] = str(folder / "leases.sqlite")
         emulate.feed(board.name, recording())
-        artifact = folder / "a"
-        artifact.mkdir()
-        converter("neon").convert(read_package(package_path()), target, artifact)
-        (document,) = measure(board, target, [artifact], evaluation=None, profile=load_profile("smoke"), seed=0,
-                              workdir=folder / "work")
-        energy = document["energy_mj"]
+        request = Request(
+            target="jetson", board=board.name, recipes=("int8", "int8-dynamic"), converters=("neon", "tflite"),
+            goals={"energy": f"max {GENEROUS_MJ}mJ"}, out=folder / "build", state=folder / "state",
+            store=folder / "store",
+        )
+        made = build(request, lambda step, done, total: None, say)
         # The sampler's clock is CLOCK_MONOTONIC_RAW, the recording's start is on CLOCK_MONOTONIC.
         origin = origin_of(board.name)
         assert origin is not None, "the board is not fed"
         shift = time.monotonic() - time.clock_gettime(time.CLOCK_MONOTONIC_RAW) - origin
-        errors = []
-        for window in energy.get("windows", ()):
-            expected = joules(window["start_ns"] / 1e9 + shift, window["end_ns"] / 1e9 + shift)
-            errors.append(100 * abs(window["joules"] / expected - 1))
-        worst = max(errors) if errors else None
-        labelled = energy["provenance"] == "emulated"
-        selected = _select(folder) if errors else None
-    more = {"errors_percent": [round(error, 3) for error in errors], "provenance": energy["provenance"],
-            "boundary": energy["boundary"], "reason": energy["reason"], "labels": energy.get("labels")}
+        paths = sorted((made.out / "measurements").glob("*/measurement.json"))
+        energies = [json.loads(path.read_bytes())["energy_mj"] for path in paths]
+    errors = []
+    for window in (window for energy in energies for window in energy.get("windows", ())):
+        expected = joules(window["start_ns"] / 1e9 + shift, window["end_ns"] / 1e9 + shift)
+        errors.append(100 * abs(window["joules"] / expected - 1))
+    labelled = all(energy["provenance"] == "emulated" for energy in energies)
+    worst = max(errors, default=None)
+    reasons = [energy["reason"] for energy in energies if energy["reason"]]
+    more = {"windows": len(errors), "mean_error_percent": round(float(np.mean(errors)), 4) if errors else None,
+            "boundary": sorted({str(energy["boundary"]) for energy in energies}), "reasons": reasons}
+    drives, how = driven(made.record)
     return {
         names[0]: (worst, worst is not None and worst <= 1 and labelled, "emulated", more),
-        names[1]: (selected is not None if errors else None, selected is not None, "emulated", {"selected": selected}),
+        names[1]: (drives and labelled, drives and labelled, "emulated", how),
     }
 
 
-def _select(folder: Path) -> str | None:
-    """Build the demo on the fed board with a goal on energy; gives what was selected, if its energy is emulated."""
-    from edgesdk.pipeline import build
-    from edgesdk.request import Request
-
-    os.chdir(folder)
-    goals = {"energy": "max 100000mJ"}
-    try:
-        made = build(Request(target="jetson", goals=goals), lambda *step: None, print)  # type: ignore[arg-type]
-    except Exception as problem:
-        print(f"energy goal: {type(problem).__name__}: {problem}")
-        return None
-    chosen = made.selection.selected
-    records = {candidate["name"]: candidate for candidate in made.document["candidates"]}
-    name = chosen if isinstance(chosen, str) else getattr(chosen, "name", None)
-    if name is None or records[name]["energy_mj"]["provenance"] != "emulated":
-        return None
-    return name
+def driven(record: BuildRecord) -> tuple[bool, dict[str, Any]]:
+    """Whether a goal on energy that one candidate alone meets selects that one, and says energy of all others."""
+    energies = {entry.name: entry.figure("energy_mj", "value") for entry in record.candidates if entry.valid}
+    ordered = sorted(energies, key=lambda name: energies[name] or math.inf)
+    limit = (energies[ordered[0]] + energies[ordered[1]]) / 2
+    free, bound = select(record), select(record, {"energy": f"max {limit:.6f}mJ"})
+    named = all("energy" in reason for reason in bound.why_not.values())
+    how = {"energies_mj": {name: round(energies[name], 3) for name in ordered}, "limit_mj": round(limit, 3),
+           "selected": bound.selected, "selected_without_that_limit": free.selected, "why_not": dict(bound.why_not)}
+    return bound.selected == ordered[0] and named and len(bound.why_not) == len(ordered) - 1, how

@@ -74,11 +74,13 @@ def run_sshd(folder: Path, home: Path, port: int | None = None) -> Iterator[Serv
     lines = ["#!/bin/sh", "unset SHLVL", f"export HOME={home}", start, ""]
     forced.write_text("\n".join(lines))
     forced.chmod(0o755)
+    # The login shell in front of it must not read the real ~/.bashrc (which may take seconds): bash does so below the
+    # second level only.
     config = folder / "sshd_config"
     config.write_text(
         f"ListenAddress 127.0.0.1:{port}\nHostKey {host_key}\nAuthorizedKeysFile {authorized}\nPidFile none\n"
         f"StrictModes no\nUsePAM no\nPasswordAuthentication no\nAllowUsers {getpass.getuser()}\n"
-        f"PermitRootLogin prohibit-password\nForceCommand {forced}\nMaxStartups 50\n"
+        f"PermitRootLogin prohibit-password\nForceCommand {forced}\nMaxStartups 50\nSetEnv SHLVL=9\n"
     )
     log = (folder / "log").open("wb")
     process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=log, stdout=log)
