@@ -1,4 +1,4 @@
-"""Boards that share one machine take turns: what is timed runs alone, and other work of jobs beside no timing.
+"""Boards that share one machine take turns: what is timed on one is not timed beside another.
 
 The machine's lock is one file in memory, which every board and every user of the machine opens; it is free when its
 holders end, however they end.
@@ -16,8 +16,8 @@ POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def turn(tick: "Callable[[], None]", alone: bool = True) -> "Iterator[None]":
-    """Hold the machine while the block runs: alone, or together with others that do not ask for it alone.
+def turn(tick: "Callable[[], None]") -> "Iterator[None]":
+    """Hold the machine while the block runs.
 
     A holder that hangs must not stop a board for ever: after ten minutes the block runs all the same, and what
     disturbs it is seen by its codes. So it does where there is no such file to be had.
@@ -28,7 +28,7 @@ def turn(tick: "Callable[[], None]", alone: bool = True) -> "Iterator[None]":
     lock = _open()
     try:
         if lock is not None:
-            _wait(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, tick)
+            _wait(lock, tick)
         yield
     finally:
         if lock is not None:
@@ -49,12 +49,12 @@ def _open() -> "int | None":
     return None
 
 
-def _wait(lock: int, kind: int, tick: "Callable[[], None]") -> None:
+def _wait(lock: int, tick: "Callable[[], None]") -> None:
     start = time.monotonic()
     next_tick = start + 1
     while True:
         try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError:
             now = time.monotonic()

@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import Any
 
-from edgesdk.harness.worker import blocks, machine, power_window, ready, rounds, store, timed, timing
+from edgesdk.harness.worker import blocks, power_window, ready, rounds, store, timed, timing
 
 GOLDEN_LIMIT_S = 900.0
 # qemu-user computes floats one by one in software: some golden rows show there what all of them show on a board.
@@ -53,8 +53,7 @@ class Steps(ABC):
             tensors = candidate.document["outputs"]
             expected = {side: blocks.take_rows(data, tensors, n, rows) for side, data in expected.items()}
             n = EMULATED_GOLDEN_ROWS
-        with machine.turn(candidate.tick, alone=False):
-            outputs = candidate.outputs(inputs, n, GOLDEN_LIMIT_S, "golden check")
+        outputs = candidate.outputs(inputs, n, GOLDEN_LIMIT_S, "golden check")
         if outputs is None:
             return
         data, seconds = outputs
@@ -73,8 +72,7 @@ class Steps(ABC):
             return
         inputs = os.path.join(self.state, "blobs", store.digest_name(evaluation["sha256"]))
         n = int(evaluation["n"])
-        with machine.turn(candidate.tick, alone=False):
-            outputs = candidate.outputs(inputs, n, 120 + 3 * self.speeds[index] * n, "evaluation")
+        outputs = candidate.outputs(inputs, n, 120 + 3 * self.speeds[index] * n, "evaluation")
         if outputs is None:
             return
         name = f"c{index}-evaluation.bin"

@@ -1,4 +1,4 @@
-"""Boards of one machine take turns: alone where something is timed, together otherwise."""
+"""Boards of one machine take turns where something is timed."""
 
 from __future__ import annotations
 
@@ -26,46 +26,24 @@ def silent() -> None:
     """No heartbeat."""
 
 
-def together(kinds: list[bool], seconds: float = 0.05) -> int:
-    """Holders of these kinds (alone?) start at once; the most of them that were inside at the same time."""
+def test_timed_work_is_alone() -> None:
+    """Of ten that want the machine at once, one has it at a time."""
     inside: list[int] = []
     most = [0]
 
-    def hold(alone: bool) -> None:
-        with machine.turn(silent, alone):
+    def hold() -> None:
+        with machine.turn(silent):
             inside.append(1)
             most[0] = max(most[0], len(inside))
-            time.sleep(seconds)
+            time.sleep(0.01)
             inside.pop()
 
-    threads = [threading.Thread(target=hold, args=(alone,)) for alone in kinds]
+    threads = [threading.Thread(target=hold) for _ in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return most[0]
-
-
-def test_timed_work_is_alone() -> None:
-    """Of ten that are timed, one at a time."""
-    assert together([True] * 10, 0.01) == 1
-
-
-def test_other_work_waits_for_timed_work_only() -> None:
-    """Work that is not timed runs side by side, and never beside a timing."""
-    assert together([False] * 4, 0.5) > 1
-    with machine.turn(silent):
-        done = threading.Event()
-
-        def work() -> None:
-            with machine.turn(silent, alone=False):
-                done.set()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        assert not done.wait(0.2)
-    assert done.wait(10)
-    thread.join()
+    assert most == [1]
 
 
 def test_a_holder_that_is_killed_frees_the_machine() -> None:
