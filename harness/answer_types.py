@@ -53,6 +53,7 @@ class Environment(Answer):
     probe_after_ns: Whole | None = None
     wall_s: Seconds | None = None
     window_s: Seconds | None = None
+    waited_s: Seconds | None = None
     file_evicted: bool = False
     cores: Annotated[list[Whole], Field(max_length=1024)] = []
     trace: Annotated[

@@ -177,6 +177,7 @@ class Connection:
             raise unreachable(self.where, f"{doing}: {found}") from problem
         finally:
             timer.cancel()
+            timer.join()  # many boards, many operations: no thread is left to end by itself
 
     def sever(self) -> None:
         """Close the socket under whatever call waits for it."""

@@ -16,8 +16,8 @@ POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def turn(tick: "Callable[[], None]") -> "Iterator[None]":
-    """Hold the machine while the block runs.
+def turn(tick: "Callable[[], None]") -> "Iterator[float]":
+    """Hold the machine while the block runs; gives the seconds that it was waited for.
 
     A holder that hangs must not stop a board for ever: after ten minutes the block runs all the same, and what
     disturbs it is seen by its codes. So it does where there is no such file to be had.
@@ -26,10 +26,11 @@ def turn(tick: "Callable[[], None]") -> "Iterator[None]":
         tick: called about once a second while waiting (heartbeat).
     """
     lock = _open()
+    start = time.monotonic()
     try:
         if lock is not None:
-            _wait(lock, tick)
-        yield
+            _wait(lock, start, tick)
+        yield time.monotonic() - start
     finally:
         if lock is not None:
             os.close(lock)
@@ -49,8 +50,7 @@ def _open() -> "int | None":
     return None
 
 
-def _wait(lock: int, tick: "Callable[[], None]") -> None:
-    start = time.monotonic()
+def _wait(lock: int, start: float, tick: "Callable[[], None]") -> None:
     next_tick = start + 1
     while True:
         try:

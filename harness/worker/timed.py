@@ -32,8 +32,10 @@ class Timer:
         Raises:
             RoundFailed: it gave no figures.
         """
-        with machine.turn(candidate.tick):
-            return self._round(candidate, seed, samples, per_inference_s)
+        with machine.turn(candidate.tick) as waited:
+            record = self._round(candidate, seed, samples, per_inference_s)
+        record["environment"]["waited_s"] = round(waited, 3)
+        return record
 
     def _round(
         self, candidate: "rounds.Candidate", seed: int, samples: str, per_inference_s: float

@@ -134,7 +134,8 @@ def test_fault_08_read_only_disk(
     with pytest.raises(Quarantined, match="read-only"):
         measure(board, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work")
     assert proxy.connections == 1
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    # With room for what a job wants to have free.
+    subprocess.run(["mount", "-o", "remount,rw,size=512m", str(small_disk)], check=True)
     assert Leases().lift(board)
     (document,) = measure(board, target, [folder], evaluation=None, profile=QUICK, seed=0, workdir=tmp_path / "work")
     assert_measured(document)

@@ -161,7 +161,11 @@ def test_fault_34_cancelled(remote: Board, tmp_path: Path, number: signal.Signal
     farm.write_text("\n".join(['format = "edgesdk.farm"', "version = 1", "[boards.remote]", *lines, ""]))
     argv = [sys.executable, "-m", "edgesdk", "bench", str(folder), "--board", "remote", "--farm", str(farm)]
     argv += ["--profile", "quick"]  # others wait for an idle machine first
-    bench = subprocess.Popen([*argv, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    bench = subprocess.Popen(
+        [*argv, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True,
+        # A shell starts what runs in its background deaf to Ctrl-C; this process is not to inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     while not trace.exists() or not trace.read_text():
         assert bench.poll() is None, bench.communicate()[1]
         time.sleep(0.05)
