@@ -18,7 +18,8 @@ const char *edge_model_cpu(void) {
   return getauxval(AT_HWCAP) & ASIMDDP ? NULL : "this CPU has no dot product instructions (asimddp)";
 }
 
-#elif defined(EDGE_ISA_AVX2) || defined(EDGE_ISA_AVXVNNI) || defined(EDGE_ISA_AVX512VNNI)
+#elif defined(EDGE_ISA_AVX2) || defined(EDGE_ISA_AVXVNNI) || defined(EDGE_ISA_AVX512VNNI) || \
+    defined(EDGE_ISA_AVX512VBMI)
 #include <cpuid.h>
 
 /* Features by CPUID, and whether the system saves their registers by XGETBV (not __builtin_cpu_supports, which answers
@@ -31,11 +32,15 @@ const char *edge_model_cpu(void) {
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & FMA) || !(c & OSXSAVE)) return no_avx2;
   __asm__ volatile("xgetbv" : "=a"(state), "=d"(high) : "c"(0));
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & AVX2) || (state & AVX_STATE) != AVX_STATE) return no_avx2;
-#if defined(EDGE_ISA_AVX512VNNI)
+#if defined(EDGE_ISA_AVX512VNNI) || defined(EDGE_ISA_AVX512VBMI)
   if ((b & avx512) != avx512 || !(c & VNNI) || (state & AVX512_STATE) != AVX512_STATE) return no_vnni;
 #elif defined(EDGE_ISA_AVXVNNI)
   enum { AVX_VNNI = 1 << 4 };
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX_VNNI)) return "this CPU has no AVX-VNNI";
+#endif
+#if defined(EDGE_ISA_AVX512VBMI)
+  enum { VBMI = 1 << 1 };
+  if (!(c & VBMI)) return "this CPU has no AVX-512 with VBMI";
 #endif
   (void)avx512;
   (void)no_vnni;

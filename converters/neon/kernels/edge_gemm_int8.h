@@ -7,6 +7,9 @@
 #pragma once
 
 enum { NV = NR / VW };
+#if defined(EDGE_X86)
+#include "edge_pack_x86.h"
+#endif
 
 /* A panel of a block-sparse matrix: `count` blocks [NR][KR] from block `begin` on; `offset` bytes from the start of a
  * packed_a panel to the k-step of the first one. */
@@ -229,6 +232,11 @@ EDGE_INLINE void edge_tile_to_packed(const int8_t *x, int8_t *out, int k, const 
     EDGE_UNROLL for (int i = 0; i < rows; i++) integers[i] = vf_to_int(vf_from_int(acc[i][j]) * scale);
     EDGE_UNROLL for (int i = rows; i < MR; i++) integers[i] = integers[0];
     edge_put_rows(out, k, m, column, integers, panel->shift[j], 1);
+#elif defined(EDGE_X86)
+    vi integers[MR];
+    EDGE_UNROLL for (int i = 0; i < rows; i++) integers[i] = edge_nearest(vf_from_int(acc[i][j]) * scale);
+    EDGE_UNROLL for (int i = rows; i < MR; i++) integers[i] = integers[0];
+    edge_put_rows(out, k, m, column, integers, vf_to_int(vf_load(panel->zero + j * VW)));
 #else
     vf zero = vf_load(panel->zero + j * VW);
     EDGE_UNROLL for (int i = 0; i < rows; i++)
@@ -271,6 +279,7 @@ EDGE_KERNEL void edge_int8_dynamic(const edge_int8 *layer, const int8_t *x, cons
   EDGE_FOR_TILES(edge_tile_dynamic, zeros, layer, x, row_scale, row_zero, residual, out, stride)
 }
 
+#if !defined(EDGE_X86)
 /* clamp(round(value) + zero) of the 16 (or VW) columns from `column` on of one row into a packed_a buffer. */
 EDGE_INLINE void edge_put_row(int8_t *packed, int k, int row, int column, const vf *value, int zero) {
 #if defined(EDGE_NEON)
@@ -292,12 +301,13 @@ EDGE_INLINE void edge_put_row(int8_t *packed, int k, int row, int column, const 
     vst1q_lane_s32((void *)(to + 3 * MR * KR), words, 3);
   }
 #else
-  for (int i = 0; i < (VW < 16 ? 16 / VW : 1); i++) {
+  for (int i = 0; i < 16; i++) {
     vf integer = vf_clamp(vf_round(value[i]) + vf_splat((float)zero), -128.0f, 127.0f);
-    edge_put_packed(packed, k, row, column + i * VW, vf_to_int(integer));
+    edge_put_packed(packed, k, row, column + i, vf_to_int(integer));
   }
 #endif
 }
+#endif
 
 /* Static quantization of float rows into packed_a: clamp(round(x * inverse) + zero). */
 EDGE_KERNEL void edge_quantize(const float *x, int stride, int rows, int columns, float inverse, float zero,
@@ -353,6 +363,8 @@ EDGE_KERNEL void edge_table(int8_t *values, size_t count, const uint8_t *table) 
     }
     vst1q_u8(bytes + at, found);
   }
+#elif defined(EDGE_X86)
+  at = edge_table_x86(bytes, count, table);
 #endif
   for (; at < count; at++) bytes[at] = table[bytes[at]];
 }

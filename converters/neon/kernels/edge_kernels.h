@@ -1,5 +1,8 @@
 /* All kernels for one kernel set, chosen by -DEDGE_ISA_<SET>. Included once by the generated model.c. */
 #pragma once
+#if defined(EDGE_ISA_AVX512VBMI)
+#define EDGE_ISA_AVX512VNNI 1 /* the same with permutations of bytes */
+#endif
 #include "edge_vector.h"
 #if defined(EDGE_ISA_BASE)
 #include "edge_tile_base.h"

@@ -12,6 +12,8 @@
 
 #if defined(EDGE_ISA_BASE) || defined(EDGE_ISA_DOTPROD) || defined(EDGE_ISA_I8MM)
 #define EDGE_NEON 1
+#elif defined(EDGE_ISA_AVX512VNNI) || defined(EDGE_ISA_AVXVNNI) || defined(EDGE_ISA_AVX2)
+#define EDGE_X86 1
 #endif
 
 #if defined(EDGE_NEON)
