@@ -1,11 +1,12 @@
-"""The NEON build's x86 kernels against ONNX Runtime and LiteRT: CPU time of one thread, MiniLM-L6 shape, all tokens real.
+"""The NEON build's x86 kernels against ONNX Runtime and LiteRT: CPU time of one thread, MiniLM-L6 shape, full rows.
 
     python benchmarks/neon_x86.py [--write FILE]     (about 4 minutes)
 
 Peers run the same packages through EdgeSDK's converters in their best forms: ONNX Runtime with uint8 activations and
-LiteRT with XNNPACK (int8 in FULLY_CONNECTED only), both as `w8a8` and `w8a8-dynamic`, and fp32. One process holds all of
-them, checks each against its package's golden outputs, then runs short blocks in turn; ratios are those of blocks side
-by side, so a machine that slows down slows all. With AMX refused to the process and, where the CPU has it, with AMX.
+LiteRT with XNNPACK (int8 in FULLY_CONNECTED only), both as `w8a8` and `w8a8-dynamic`, and fp32. One process holds all
+of them, checks each against its package's golden outputs, then runs short blocks in turn; ratios are those of blocks
+side by side, so a machine that slows down slows all. AMX is refused to the process; where the CPU has it, a second one
+runs with it.
 """
 
 from __future__ import annotations

@@ -38,6 +38,9 @@ from edgesdk.converters.neon.plan import (
 from edgesdk.converters.neon.specialize import AttendStatic, NormalizeStatic, exponent, powers
 from edgesdk.converters.neon.storage import Stored
 
+LARGE_TABLE = 1 << 20  # bytes from which on rows that no token asks for are kept out of memory
+SMALLEST_PAGE = 4096
+
 
 class Weights:
     """One block of constants at offsets that are multiples of 64; equal arrays are stored once."""
@@ -89,6 +92,16 @@ class Calls:
         scale = self.weight(table.scale.astype(np.float32), "float")
         return f"{self.weight(table.values, 'int8_t')}{from_row}, {scale} + {row}"
 
+    def touch(self, step: Embed, rows: str) -> str:
+        """What keeps the rest of a large table of tokens out of memory; nothing for a small one."""
+        values = step.tokens.values if step.tokens.scale is not None else step.tokens.values.astype(np.float32)
+        if values.nbytes < LARGE_TABLE:
+            return ""
+        name = f"seen{len(self.declarations)}"
+        self.declarations.append(f"static uint8_t {name}[{values.nbytes // SMALLEST_PAGE + 2}];")
+        table = self.weight(values, "int8_t" if step.tokens.scale is not None else "float")
+        return f"edge_touch_rows(ids, {rows}, {table}, {values.nbytes // len(values)}, {values.nbytes}, {name}); "
+
     def declare(self, kind: str, fields: Sequence[str]) -> str:
         name = f"layer{len(self.declarations)}"
         self.declarations.append(f"static const {kind} {name} = {{{', '.join(fields)}}};")
@@ -108,7 +121,8 @@ class Calls:
             case Embed():
                 positions = "NULL, NULL" if step.positions is None else self.table_from(step.positions, "past")
                 tables = f"{self.table(step.tokens)}, {positions}"
-                return f"edge_embed(ids, {rows}, {result.columns}, {tables}, {self.floats(result)}, {stride(result)});"
+                embed = f"edge_embed(ids, {rows}, {result.columns}, {tables}, {self.floats(result)}, {stride(result)});"
+                return self.touch(step, rows) + embed
             case Patches():
                 return (
                     f"edge_patches(inputs[0], {step.channels}, {step.size}, {step.patch}, {self.floats(result)}, "

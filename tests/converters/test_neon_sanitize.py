@@ -38,7 +38,7 @@ SANITIZE = (
 MODELS = [
     ("avx2", "bert_pooler", "w8a8"), ("avx2", "bert_mean_grouped", "w8a8-dynamic"), ("scalar", "vit", "fp32"),
     ("avx512vnni", "bert_pooler", "w8a8-dynamic"), ("avx512vnni", "decoder", "fp32"), ("avx2", "low_rank", "w8a8"),
-    ("avx512vnni", "branched", "w8a8"), ("scalar", "features", "w8a8"), ("avx2", "decoder", "w8a8"),
+    ("avx512vbmi", "branched", "w8a8"), ("scalar", "features", "w8a8"), ("avx2", "decoder", "w8a8"),
     ("avxvnni", "bert_pooler", "w8a8"), ("avx2", "llama", "w8a8"),
 ]
 DRIVER = r"""
@@ -145,7 +145,8 @@ def test_fuzzed_inputs_stay_inside(
     """Lengths and ids inside and outside of what is allowed, floats of any bits; two threads."""
     kernels = KERNEL_SETS[isa]
     need(bool(find_all(kernels.triple)), f"no C compiler for {kernels.triple}")
-    need(set(kernels.isa) <= host_features(), f"this CPU has no {isa}")
+    if not set(kernels.isa) <= host_features():
+        pytest.skip(f"this CPU lacks {kernels.isa}")
     case = case_of(kind, scheme)
     vocabulary = getattr(case.spec.embedding, "vocabulary", 1)
     sources = poisoned_sources(kernels, case, monkeypatch)

@@ -37,6 +37,7 @@
 #include "edge_math.h"
 #include "edge_gemm_float.h"
 #include "edge_rows.h"
+#include "edge_resident.h"
 #include "edge_attention.h"
 #include "edge_attention_cached.h"
 #if defined(EDGE_ATTENTION_TILES)

@@ -5,8 +5,8 @@
 EDGE_INLINE vi edge_nearest(vf x) { return vf_to_int(vf_min(x, vf_splat(32767.0f))); /* too low is INT_MIN already */ }
 
 #if defined(EDGE_ISA_AVX512VNNI)
-/* Columns `column` to column + 15 of the 8 rows from `row` on (a multiple of 8): clamp(integers + zero). The packs work in
- * lanes of 4 columns, which is the order of packed_a: [4 columns][8 rows][4]. */
+/* Columns `column` to column + 15 of the 8 rows from `row` on (a multiple of 8): clamp(integers + zero). The packs work
+ * in lanes of 4 columns, which is the order of packed_a: [4 columns][8 rows][4]. */
 EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const vi integers[MR], vi zero) {
   const __m512i flipped = (__m512i)(zero + FLIP), zeros = _mm512_packs_epi32(flipped, flipped);
   __m512i half[2]; /* 4 rows each */
@@ -23,16 +23,19 @@ EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const
 }
 
 #else
-/* Columns `column` to column + 7 of the 4 rows from `row` on (a multiple of 4): clamp(integers + zero). A lane of 4
- * columns becomes [2 pairs of columns][4 rows][2]. */
+/* Columns `column` to column + 7 of the 4 rows from `row` on (a multiple of 4): clamp(integers + zero). A lane is 4
+ * columns, [4 rows][4], which becomes [2 pairs of columns][4 rows][2] where a step has 2 products. */
 EDGE_INLINE void edge_put_rows(int8_t *packed, int k, int row, int column, const vi integers[MR], vi zero) {
-  const __m256i zeros = _mm256_packs_epi32((__m256i)zero, (__m256i)zero);
-  const __m256i pairs = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2,
-                                         3, 6, 7, 10, 11, 14, 15);
+  const __m256i flipped = (__m256i)(zero + FLIP), zeros = _mm256_packs_epi32(flipped, flipped);
+  const __m256i pairs = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
   __m256i first = _mm256_packs_epi32((__m256i)integers[0], (__m256i)integers[1]);
   __m256i second = _mm256_packs_epi32((__m256i)integers[2], (__m256i)integers[3]);
-  __m256i bytes = _mm256_packs_epi16(_mm256_adds_epi16(first, zeros), _mm256_adds_epi16(second, zeros));
-  _mm256_storeu_si256((__m256i *)(packed + (size_t)row * k + (size_t)column * MR), _mm256_shuffle_epi8(bytes, pairs));
+  first = _mm256_adds_epi16(first, zeros);
+  second = _mm256_adds_epi16(second, zeros);
+  __m256i bytes = FLIP ? _mm256_packus_epi16(first, second) : _mm256_packs_epi16(first, second);
+  if (KR == 2) bytes = _mm256_shuffle_epi8(bytes, pairs);
+  _mm256_storeu_si256((__m256i *)(packed + (size_t)row * k + (size_t)column * MR), bytes);
 }
 #endif
 

@@ -1,0 +1,205 @@
+"""A fresh process of the NEON build's binary against fresh processes of ONNX Runtime on x86: time from its start to the
+first result, and peak memory. MiniLM-L6 shape with the whole vocabulary, w8a8, 128 tokens, one thread.
+
+    python benchmarks/neon_process.py [--write FILE]     (about a minute)
+
+ONNX Runtime runs the same package's u8 graph, by its C API (a program compiled here against the library in the wheel)
+and by its Python API. All three must give the golden outputs; then processes take turns. Files are in the page cache
+for all of them, so what is timed is work, not the disk. Peak memory is VmHWM, read by the process itself at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import neon_models as models
+import numpy as np
+from _results import cpu_model, figure, write_result
+from neon_x86_worker import golden, sqnr
+from numpy.typing import NDArray
+
+from edgesdk.converters import converter
+from edgesdk.converters.neon.toolchain import find
+from edgesdk.targets import load_target
+from edgesdk.transformer.spec import TokenEmbedding
+
+SEQUENCE, VOCABULARY, ROUNDS, LEAST_DB = 128, 30522, 15, 30.0
+PAGE = 4096
+OURS, C_API, PYTHON = "NEON build", "ONNX Runtime's C API", "ONNX Runtime's Python API"
+GOALS = {"start": 0.10, C_API: 0.50, PYTHON: 0.25, "rss": 30.0, "slack": 3.0}
+PYTHON_PROGRAM = """
+import sys
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+feeds = dict(zip(("input_ids", "attention_mask"), (numpy.fromfile(path, "<i8")[None] for path in sys.argv[2:4])))
+session.run(None, feeds)[0].tofile(sys.argv[4])
+print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+class Processes:
+    """The three commands, each of which writes its first result to a file of its own in `folder`."""
+
+    def __init__(self, folder: Path, weights: models.Arrays | None = None) -> None:
+        self.folder = folder
+        spec = dataclasses.replace(models.SPEC, embedding=TokenEmbedding(VOCABULARY, 512))
+        package = models.package(weights or models.random_weights(spec), "w8a8", SEQUENCE, spec)
+        for kind in ("neon", "onnx"):
+            (folder / kind).mkdir()
+            converter(kind).convert(package, load_target("host"), folder / kind)
+        inputs, outputs = golden(folder / "neon")
+        self.wanted, self.ids = outputs[0], inputs["input_ids"][0]
+        blocks = {"ids": inputs["input_ids"][:1], "mask": inputs["attention_mask"][:1]}
+        for name, block in blocks.items():
+            (folder / name).write_bytes(block.tobytes())
+        (folder / "in").write_bytes(blocks["ids"].tobytes() + blocks["mask"].tobytes())
+        model, onnx = folder / "neon/model", folder / "onnx/model.onnx"
+        feeds = [str(onnx), str(folder / "ids"), str(folder / "mask")]
+        self.commands = {
+            OURS: [str(model), "run", "--inputs", str(folder / "in"), "--n", "1", "--outputs", self.out(OURS)],
+            C_API: [str(self._c_program()), *feeds, self.out(C_API)],
+            PYTHON: [sys.executable, "-c", PYTHON_PROGRAM, *feeds, self.out(PYTHON)],
+        }
+        self.model = model
+
+    def out(self, name: str) -> str:
+        return str(self.folder / f"out-{name[:6]}-{len(name)}")
+
+    def _c_program(self) -> Path:
+        import onnxruntime
+
+        (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*.*")
+        link = self.folder / "libonnxruntime.so.1"  # the name that the library has in its dynamic section
+        link.symlink_to(library)
+        source, program = Path(__file__).with_name("neon_process_ort.c"), self.folder / "ort"
+        find("x86_64-linux-gnu").run(
+            ("-O2", str(source), str(link), "-Wl,-rpath," + str(self.folder), "-o", str(program)), self.folder
+        )
+        return program
+
+    def run(self, name: str) -> tuple[float, float, str]:
+        """Wall and CPU milliseconds of a fresh process, and what it printed."""
+        printed = self.folder / "printed"
+        start = time.monotonic_ns()
+        with printed.open("wb") as stream:
+            command = self.commands[name]
+            actions = [(os.POSIX_SPAWN_DUP2, stream.fileno(), 1)]
+            pid = os.posix_spawn(command[0], command, {**os.environ, "OMP_NUM_THREADS": "1"}, file_actions=actions)
+            _, status, usage = os.wait4(pid, 0)
+        wall = (time.monotonic_ns() - start) * 1e-6
+        if status:
+            raise RuntimeError(f"{' '.join(command)}: ended with {status}")
+        return wall, (usage.ru_utime + usage.ru_stime) * 1e3, printed.read_text()
+
+    def check(self, name: str) -> None:
+        """The first result is the package's.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        found = sqnr(np.fromfile(self.out(name), np.float32), self.wanted)
+        if not found >= LEAST_DB:
+            raise RuntimeError(f"{name}: {found:.1f} dB, expected {LEAST_DB} or more")
+
+    def our_memory(self) -> dict[str, int]:
+        """Of one fresh process that runs a few inferences: peak RSS, arena, and packed weights that are touched (all
+        but the rows of the token table that no token names, in whole pages)."""
+        seconds = ("--warmup-seconds", "--max-warmup-seconds", "--window-seconds")
+        small = ["--warmup-iterations", "1", "--min-samples", "1", *(word for key in seconds for word in (key, "0"))]
+        command = [str(self.model), "bench", "--inputs", str(self.folder / "in"), "--n", "1", "--samples",
+                   str(self.folder / "samples"), *small]
+        answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        info = json.loads(subprocess.run([str(self.model), "info"], capture_output=True, text=True, check=True).stdout)
+        row = models.SPEC.hidden
+        pages = {at // PAGE for token in set(self.ids.tolist()) for at in (token * row, token * row + row - 1)}
+        return {
+            "peak": answer["peak_rss_bytes"], "arena": info["arena_bytes"],
+            "weights": info["weight_bytes"] - VOCABULARY * row + len(pages) * PAGE,
+        }
+
+
+def figures(folder: Path, weights: models.Arrays | None = None) -> list[dict[str, Any]]:
+    """Start and memory of fresh processes; artifacts are built in `folder`."""
+    processes = Processes(folder, weights)
+    for name in processes.commands:
+        processes.run(name)
+        processes.check(name)
+    runs = {name: list[tuple[float, float, str]]() for name in processes.commands}
+    for _ in range(ROUNDS):
+        for name, found in runs.items():
+            found.append(processes.run(name))
+    wall = {name: np.array([entry[0] for entry in found]) for name, found in runs.items()}
+    cpu = {name: np.array([entry[1] for entry in found]) for name, found in runs.items()}
+    entries = [_start(name, wall[name], cpu[name]) for name in runs]
+    for name in (C_API, PYTHON):
+        entries.append(_ratio(f"CPU time to the first result of {name}", cpu, name) | {"wall": _median(wall, name)})
+    return entries + _memory(processes, {name: int(runs[name][0][2]) for name in (C_API, PYTHON)})
+
+
+def _start(name: str, wall: NDArray[np.float64], cpu: NDArray[np.float64]) -> dict[str, Any]:
+    entry = figure(f"x86, w8a8, {name}, fresh process to first result, CPU time (median)", float(np.median(cpu)), "ms")
+    best = {"best": _short(cpu.min()), "wall": _short(np.median(wall)), "wall_best": _short(wall.min())}
+    return entry | best | _machine()
+
+
+def _ratio(what: str, cpu: dict[str, NDArray[np.float64]], peer: str) -> dict[str, Any]:
+    value, goal = float(np.median(cpu[OURS] / cpu[peer])), GOALS["start"]
+    return figure(f"x86, w8a8, {what}", value, "×", f"≤ {goal:.2f}×", value <= goal) | _machine()
+
+
+def _median(wall: dict[str, NDArray[np.float64]], peer: str) -> float:
+    """The same ratio in wall time."""
+    return _short(np.median(wall[OURS] / wall[peer]))
+
+
+def _memory(processes: Processes, peers: dict[str, int]) -> list[dict[str, Any]]:
+    ours = processes.our_memory()
+    peak = ours["peak"]
+    slack = (peak - ours["weights"] - ours["arena"]) / 2**20
+    entries = [
+        figure("x86, w8a8, peak RSS", peak / 2**20, "MB", f"≤ {GOALS['rss']:g} MB", peak / 2**20 <= GOALS["rss"]),
+        figure("x86, w8a8, peak RSS beyond packed weights touched and arena", slack, "MB", f"≤ {GOALS['slack']:g} MB",
+               slack <= GOALS["slack"]) | {"weights": ours["weights"], "arena": ours["arena"]},
+    ]
+    for name, bytes_used in peers.items():
+        ratio, goal = peak / bytes_used, GOALS[name]
+        entry = figure(f"x86, w8a8, peak RSS of {name}", ratio, "×", f"≤ {goal:.2f}×", ratio <= goal)
+        entries.append(entry | {"peer_bytes": bytes_used})
+    return [entry | _machine() for entry in entries]
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def _machine() -> dict[str, Any]:
+    return {"cpu": cpu_model(), "threads": 1, "versions": {"onnxruntime": version("onnxruntime")}}
+
+
+def main() -> None:
+    """Build, run, print; `--write` a document."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", type=Path, help="write the figures as a document of their own")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="edgesdk-process-") as name:
+        entries = figures(Path(name))
+    for entry in entries:
+        print(json.dumps(entry, ensure_ascii=False))
+    if options.write:
+        write_result("neon_process", entries, path=options.write)
+
+
+if __name__ == "__main__":
+    main()
