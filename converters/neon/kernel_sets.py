@@ -57,11 +57,13 @@ KERNEL_SETS = {
     "avx512vnni": KernelSet(
         "avx512vnni", X86, 8, 32, 4, 32, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
         ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"), 0x80,
+        integer_attention=True,
     ),
     "avx512vbmi": KernelSet(
         "avx512vbmi", X86, 8, 32, 4, 32,
         ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512vbmi"),
         ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512vbmi", "-mfma"), 0x80,
+        integer_attention=True,
     ),
     "scalar": KernelSet("scalar", X86, 4, 4, 1, 4, (), (), integer_attention=True),
 }

@@ -20,6 +20,9 @@ typedef struct {
   int q_depth, k_depth, v_depth, queries, keys;
 } edge_attention_rows;
 
+#if defined(EDGE_ISA_AVX512VNNI)
+#include "edge_attention_avx512.h"
+#else
 /* [size / MR][padded / KR][MR columns][KR keys] of one head; keys behind the last panel are 0. */
 EDGE_INLINE void edge_pack_values_int8(const int8_t *v, int depth, int keys, int padded, int size, int8_t *out) {
 #if defined(EDGE_ISA_DOTPROD)
@@ -176,3 +179,4 @@ EDGE_KERNEL void edge_attention_int8(const edge_attention8 *layer, const int8_t 
     }
   }
 }
+#endif
