@@ -11,20 +11,19 @@ by the content of its artifact. The parts `x86` and `process` are times: they wa
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import neon_accuracy
 import neon_counts
 import neon_models
 import neon_peers
+import neon_process
 import neon_profile
 import neon_vm
+import neon_x86
 import torch
 from _parts import Found, Missing, Part, run_parts
 from _results import figure
@@ -49,14 +48,6 @@ def build_time(builder: neon_peers.Builder) -> Found:
             converter("neon").convert(package, load_target(target), Path(place))
             slowest = max(slowest, time.monotonic() - start)
     return [figure(BUILD[0], slowest, "s", BUILD[1], slowest <= 30)], []
-
-
-def of_module(name: str, function: str, *arguments: Any) -> Found:
-    """The figures that a function of another module gives (Missing where there is no such module)."""
-    if importlib.util.find_spec(name) is None:
-        raise Missing(f"benchmarks/{name}.py is not there")
-    figures: list[dict[str, Any]] = getattr(importlib.import_module(name), function)(*arguments)
-    return figures, []
 
 
 def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
@@ -89,12 +80,12 @@ def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
             needs_trained(lambda path: neon_accuracy.run(path, CACHE / "answers")), neon_accuracy.PROMISED
         ),
         "vm": Part(with_builder(neon_vm.run), neon_vm.PROMISED),
-        "x86": Part(lambda: of_module("neon_x86", "figures", folder), [
+        "x86": Part(lambda: (neon_x86.figures(folder), []), [
             ("x86, w8a8, S = 128, CPU time of the best int8 peer's, AMX refused to all", "≤ 0.60×"),
             ("x86, w8a8, S = 128, CPU time of the best int8 peer's, with AMX", "≤ 1.00×"),
             ("x86, w8a8, S = 128, CPU time of the best peer's fp32", "≤ 0.40×"),
         ]),
-        "process": Part(lambda: of_module("neon_process", "figures", folder), [
+        "process": Part(lambda: (neon_process.figures(folder), []), [
             ("x86, w8a8, CPU time to the first result of ONNX Runtime's C API", "≤ 0.10×"),
             ("x86, w8a8, peak RSS", "≤ 30 MB"),
         ]),

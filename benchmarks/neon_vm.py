@@ -17,6 +17,7 @@ import numpy as np
 from _parts import Entries, Found, Missing
 from _results import figure
 from neon_peers import A76, TARGETS, Builder
+from neon_process import PYTHON_PROGRAM
 from numpy.typing import NDArray
 
 from edgesdk.cli.output import say
@@ -36,16 +37,6 @@ GOALS = {C_API: 0.5, PYTHON: 0.25}
 PROMISED = tuple((f"peak RSS, w8a8, aarch64 VM, of {peer}'s", f"≤ {goal}×") for peer, goal in GOALS.items())
 C_SOURCE = Path(__file__).with_name("neon_process_ort.c")
 PLACE, PACKAGES = "neon-bench", "/usr/local/lib/python3.11/dist-packages"
-PYTHON_SOURCE = """
-import sys
-import numpy, onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-feeds = dict(zip(("input_ids", "attention_mask"), (numpy.fromfile(path, "<i8")[None] for path in sys.argv[2:4])))
-session.run(None, feeds)[0].tofile(sys.argv[4])
-print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
 
 
 def run(builder: Builder) -> Found:
@@ -68,12 +59,8 @@ def run(builder: Builder) -> Found:
         spread = f"{min(values) / 2**20:.1f} to {max(values) / 2**20:.1f} MB"
         figures.append(entry | {"note": f"{len(values)} processes, {spread}"})
     for (name, _), (peer, goal) in zip(PROMISED, GOALS.items(), strict=True):
-        if peer in peaks:
-            ratio = float(np.median(peaks[OURS]) / np.median(peaks[peer]))
-            figures.append(figure(name, ratio, "×", f"≤ {goal}×", ratio <= goal, "emulated"))
-        else:
-            reason = f"benchmarks/{C_SOURCE.name} is not there"
-            figures.append(figure(name, None, "×", f"≤ {goal}×") | {"reason": reason})
+        ratio = float(np.median(peaks[OURS]) / np.median(peaks[peer]))
+        figures.append(figure(name, ratio, "×", f"≤ {goal}×", ratio <= goal, "emulated"))
     return figures, []
 
 
@@ -89,24 +76,22 @@ def _prepare(builder: Builder, folder: Path) -> dict[str, list[str]]:
     blocks = {"ids": rows["input_ids"][:1].tobytes(), "mask": rows["attention_mask"][:1].tobytes()}
     files = {
         "model": (neon / "model").read_bytes(), "model.onnx": (onnx / "model.onnx").read_bytes(), **blocks,
-        "in.bin": blocks["ids"] + blocks["mask"], "ort.py": PYTHON_SOURCE.encode(),
+        "in.bin": blocks["ids"] + blocks["mask"], "ort.py": PYTHON_PROGRAM.encode(),
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
     feeds = ["model.onnx", "ids", "mask"]
-    commands = {
+    (library,) = (rootfs_folder() / PACKAGES[1:] / "onnxruntime/capi").glob("libonnxruntime.so.*.*")
+    link = folder / "libonnxruntime.so.1"  # the name that the library has in its dynamic section
+    link.symlink_to(library)
+    undefined = "-Wl,--allow-shlib-undefined"
+    find(AARCH64).run(("-O2", str(C_SOURCE), str(link), undefined, "-Wl,-rpath,.", "-o", "ort"), folder)
+    link.unlink()
+    return {
         OURS: ["./model", "run", "--inputs", "in.bin", "--n", "1", "--outputs", "ours.bin"],
         PYTHON: ["python3", "ort.py", *feeds, "python.bin"],
+        C_API: ["./ort", *feeds, "c.bin"],
     }
-    if C_SOURCE.exists():
-        (library,) = (rootfs_folder() / PACKAGES[1:] / "onnxruntime/capi").glob("libonnxruntime.so.*.*")
-        link = folder / "libonnxruntime.so.1"  # the name that the library has in its dynamic section
-        link.symlink_to(library)
-        undefined = "-Wl,--allow-shlib-undefined"
-        find(AARCH64).run(("-O2", str(C_SOURCE), str(link), undefined, "-Wl,-rpath,.", "-o", "ort"), folder)
-        link.unlink()
-        commands[C_API] = ["./ort", *feeds, "c.bin"]
-    return commands
 
 
 class Guest:
@@ -158,8 +143,7 @@ def _measure(
         guest = Guest(session)
         for path in sorted(folder.iterdir()):
             guest.put(path)
-        guest.said(f"chmod +x model; ln -s {PACKAGES}/onnxruntime/capi/libonnxruntime.so.*.* libonnxruntime.so.1")
-        guest.said("test ! -e ort || chmod +x ort")
+        guest.said(f"chmod +x model ort; ln -s {PACKAGES}/onnxruntime/capi/libonnxruntime.so.*.* libonnxruntime.so.1")
         for name, words in commands.items():
             peaks[name] = [guest.peak(words) for _ in range(PROCESSES)]
             found, least = sqnr_db(single, guest.floats(words[-1], folder)), sqnr_db(single, own) - SLACK_DB
