@@ -18,6 +18,7 @@ from pathlib import Path
 
 import neon_accuracy
 import neon_counts
+import neon_i8mm
 import neon_models
 import neon_peers
 import neon_process
@@ -70,6 +71,7 @@ def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
 
     return {
         "counts": Part(with_builder(neon_counts.run), neon_counts.PROMISED),
+        "i8mm": Part(with_builder(neon_i8mm.run)),
         "profile": Part(with_builder(neon_profile.run)),
         "loops": Part(lambda: (loop_figures(), [])),
         "build": Part(with_builder(build_time), [BUILD]),

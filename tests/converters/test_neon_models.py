@@ -282,6 +282,13 @@ def test_check_accepts_what_converts(built) -> None:
     assert check(case.case.package(), load_target("host")) == []
 
 
+@pytest.mark.parametrize(("kind", "scheme"), [("bert_pooler", "w8a8"), ("vit", "w8a8-dynamic")])
+def test_i8mm_answers_as_dotprod(built, tmp_path: Path, kind: str, scheme: str) -> None:
+    """The same bits, with attention in integers and in floats."""
+    mine, other = (built(target, kind, scheme).outputs(tmp_path) for target in (I8MM, "raspberry-pi/5"))
+    np.testing.assert_array_equal(mine, other)
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
 def test_avxvnni_answers_as_avx2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     """The same bits: sums are exact, and both have the same vectors of floats."""

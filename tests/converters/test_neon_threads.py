@@ -18,8 +18,9 @@ from edgesdk.converters.neon.toolchain import COMMON, find, find_all
 from edgesdk.targets import load_target
 from edgesdk.testing.needs import need
 
+I8MM = str(Path(__file__).with_name("i8mm.toml"))
 QEMU = {"host": [], "raspberry-pi/4": ["qemu-aarch64", "-cpu", "cortex-a72"],
-        "raspberry-pi/5": ["qemu-aarch64", "-cpu", "cortex-a76"]}
+        "raspberry-pi/5": ["qemu-aarch64", "-cpu", "cortex-a76"], I8MM: ["qemu-aarch64", "-cpu", "max"]}
 POOL = r"""
 #include "edge_pool.h"
 #include <stdio.h>
@@ -55,6 +56,7 @@ def case_of(kind: str, scheme: str) -> Sample:
         ("host", "bert_pooler", "fp32"), ("host", "bert_mean_grouped", "w8a8"), ("host", "vit", "w8a8-dynamic"),
         ("host", "branched", "w8a8"), ("host", "decoder", "fp32"),
         ("raspberry-pi/5", "bert_pooler", "w8a8"), ("raspberry-pi/4", "bert_mean_grouped", "w8a8-dynamic"),
+        (I8MM, "bert_mean_grouped", "w8a8"),
     ],
 )
 def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, target: str, kind: str, scheme: str) -> None:
