@@ -48,7 +48,7 @@ def lower(model_bytes: bytes, sequence: int, branches: bool | Literal["marked"] 
 
     Raises:
         UnsupportedOp: a quantized construct that is none of the four forms, a shape that stays unknown, or (without
-            `branches`) an exit or a gate; the message names the node.
+            `branches`) an exit or a gate; the message names the node. An input whose size has no bound.
     """
     model = onnx.load_from_string(model_bytes)
     _check_opset(model)
@@ -98,6 +98,12 @@ def _fix_inputs(graph: onnx.GraphProto, sequence: int) -> None:
                 size = 1 if dim.dim_param == "batch" else sequence
                 dim.Clear()
                 dim.dim_value = size
+    for value in graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_value < 1:
+                named = f"{dim.dim_param!r} " if dim.dim_param else ""
+                message = f"input {value.name!r}: nothing says how large its axis {axis} {named}can be"
+                raise UnsupportedOp(message, "give it a size, or call it batch or sequence")
     del graph.value_info[:]
 
 

@@ -13,9 +13,10 @@ from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.branches import check_regions, settle
 from edgesdk.converters.neon.build import build
 from edgesdk.converters.neon.cache import with_cache
+from edgesdk.converters.neon.cost import plain_notes
 from edgesdk.converters.neon.emit import Sources, emit
 from edgesdk.converters.neon.fuse import fuse
-from edgesdk.converters.neon.generic import plain_notes, trace_all
+from edgesdk.converters.neon.generic import trace_all
 from edgesdk.converters.neon.kernel_sets import KernelSet, choose
 from edgesdk.converters.neon.plan import Plan
 from edgesdk.converters.neon.toolchain import Toolchain, find

@@ -8,7 +8,6 @@ truth values are floats here: exact up to 2²⁴. Nodes between the marks of `fr
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from edgesdk.converters.front import Graph, Linear, Operator
 from edgesdk.converters.front_branches import BRANCH, JOIN, OTHERWISE
 from edgesdk.converters.neon.branches import Assign, Branch, Join, Otherwise, mark
 from edgesdk.converters.neon.generic_ops import Kernel, Operand, kernels_for
-from edgesdk.converters.neon.plan import Attend, Dense, Plan, Step, Tensor
+from edgesdk.converters.neon.plan import Plan, Step, Tensor
 from edgesdk.converters.neon.symbols import Input, Sigmoid
 from edgesdk.converters.neon.trace import Tracer
 from edgesdk.errors import UnsupportedOp
@@ -259,31 +258,3 @@ def without_dead_steps(plan: Plan) -> Plan:
             kept.append(step)
             needed |= {tensor.name for tensor in step.reads()}
     return replace(plan, steps=tuple(reversed(kept)))
-
-
-def plain_share(plan: Plan) -> tuple[dict[str, int], float]:
-    """How often each plain operator runs, and their share of the plan's work: multiply-accumulates, or elements made
-    where nothing is multiplied."""
-    counts = Counter(step.op for step in plan.steps if isinstance(step, Generic))
-    plain = sum(step.kernel.work for step in plan.steps if isinstance(step, Generic))
-    return dict(sorted(counts.items())), plain / max(1, plain + sum(_work(step) for step in plan.steps))
-
-
-def plain_notes(plan: Plan) -> tuple[str, ...]:
-    """The line of the build report that names the plain operators; empty where there are none."""
-    counts, share = plain_share(plan)
-    if not counts:
-        return ()
-    names = ", ".join(f"{op} × {count}" if count > 1 else op for op, count in counts.items())
-    percent = f"{100 * share:.1f} %" if share >= 0.0005 else "less than 0.1 %"
-    return (f"plain float operators, {percent} of the work: {names}",)
-
-
-def _work(step: Step) -> int:
-    if isinstance(step, Dense):
-        return step.source.rows * sum(int(linear.weight.size) for linear in step.linears)
-    if isinstance(step, Attend):
-        return 2 * step.query.rows * step.key.rows * step.heads * step.size
-    return 0 if isinstance(step, Generic) else step.result.rows * step.result.columns
-
-

@@ -17,7 +17,7 @@ from test_neon_models import Built
 from edgesdk.converters import tflite
 from edgesdk.converters.neon.cache import decodes
 from edgesdk.converters.neon.convert import make_plan
-from edgesdk.converters.neon.generic import plain_notes, plain_share
+from edgesdk.converters.neon.cost import plain_notes, plain_shares
 from edgesdk.converters.neon.kernel_sets import choose
 from edgesdk.converters.neon.plan import Activate, Attend, Product, RootNormalize, Rotate
 from edgesdk.converters.neon.toolchain import find_all
@@ -61,7 +61,7 @@ def test_broken_patterns_cost_speed_and_nothing_else(tmp_path: Path) -> None:
     plan = make_plan(graph, SEQUENCE)
     counts = Counter(type(step) for step in plan.steps)
     assert (counts[Attend], counts[Rotate], counts[RootNormalize], counts[Product]) == (1, 2, 4, 3)
-    assert not decodes(plan) and {"Softmax", "Abs"} <= set(plain_share(plan)[0])
+    assert not decodes(plan) and {"Softmax", "Abs"} <= set(plain_shares(plan))
     session = onnxruntime.InferenceSession(graph)
     rows = [{name: value[row : row + 1] for name, value in case.inputs.items()} for row in range(ROWS)]
     expected = np.concatenate([session.run(None, row)[0] for row in rows])

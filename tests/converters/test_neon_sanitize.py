@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
-from sample_graphs import BRANCHED, SEQUENCE, Sample, make, sample, without
+from onnx import helper, numpy_helper
+from sample_graphs import BRANCHED, ROWS, SEQUENCE, Sample, make, sample, without
 from sanitizers import with_sanitizer
 
 from edgesdk.converters.artifact import read_artifact
@@ -29,6 +29,7 @@ from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.errors import ConvertError, UnsupportedOp
 from edgesdk.targets import load_target
 from edgesdk.testing.needs import need
+from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
 GAP = 128
 SANITIZE = (
@@ -265,6 +266,51 @@ def test_truncated_binary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(data[: len(data) // 2])
     with pytest.raises(ConvertError, match="bytes"):
         read_artifact(tmp_path)
+
+
+@pytest.mark.parametrize("op", ["NonZero", "Range"])
+def test_a_shape_that_the_input_decides_is_named(op: str) -> None:
+    """How many numbers are not zero; as many numbers as the largest of the input says."""
+    model = onnx.load_from_string(sample("features", "fp32").graph)
+    if op == "Range":
+        model.graph.node.extend([
+            helper.make_node("ReduceMax", ["features"], ["largest"], "largest", keepdims=0),
+            helper.make_node("Range", ["none", "largest", "one"], ["places"], "places"),
+        ])
+        constants = (numpy_helper.from_array(np.float32(value), name) for name, value in (("none", 0), ("one", 1)))
+        model.graph.initializer.extend(constants)
+    else:
+        model.graph.node.append(helper.make_node("NonZero", ["features"], ["places"], "places"))
+    with pytest.raises(UnsupportedOp, match=f"{op} 'places': the shape of 'places' is not static"):
+        make_plan(bytes(model.SerializeToString()), SEQUENCE)
+
+
+@pytest.mark.parametrize("size", ["frames", None])
+def test_an_input_without_a_bound_is_named(size: str | None) -> None:
+    model = onnx.load_from_string(sample("features", "fp32").graph)
+    dim = model.graph.input[0].type.tensor_type.shape.dim[1]
+    dim.Clear()
+    if size:
+        dim.dim_param = size
+    with pytest.raises(UnsupportedOp, match=f"input 'features': nothing says how large its axis 1 .*{size or ''}"):
+        make_plan(bytes(model.SerializeToString()), SEQUENCE)
+
+
+@pytest.mark.parametrize("size", [1, 5, 13, 30])
+def test_head_sizes_that_are_no_multiple_of_four_work(tmp_path: Path, size: int) -> None:
+    """Accepted for every kernel set, and right; `test_neon_kernels.py` has attention of such sizes on ARM."""
+    spec = TransformerSpec(
+        TokenEmbedding(40, 16), 2 * size, (Layer(2, 1, size, 7),), "post", 1e-5, "gelu", "mean", classes=2
+    )
+    case = make(spec, "fp32", 11, seed=size)
+    for target in ("rpi4", "rpi5", "host"):
+        assert check(case.package(), load_target(target)) == []
+    convert(case.package(), load_target("host"), tmp_path)
+    (tmp_path / "in.bin").write_bytes(b"".join(value.tobytes() for value in case.inputs.values()))
+    words = ["run", "--inputs", "in.bin", "--n", str(ROWS), "--outputs", "out.bin"]
+    subprocess.run([str(tmp_path / "model"), *words], cwd=tmp_path, check=True, timeout=60)
+    found = np.fromfile(tmp_path / "out.bin", "<f4").reshape(case.expected.shape)
+    assert np.abs(found - case.expected).max() <= 1e-4
 
 
 @pytest.mark.parametrize("version", [9999, 17, 0])
