@@ -23,7 +23,7 @@ check: dev
 	.venv/bin/mypy
 
 bench: dev
-	for name in demo sizes suite compression neon boards; do $(PYTHON) benchmarks/$$name.py || exit 1; done
+	for name in demo sizes suite compression neon neon_decoder boards; do $(PYTHON) benchmarks/$$name.py || exit 1; done
 	$(PYTHON) benchmarks/_page.py
 
 golden: dev
