@@ -34,6 +34,7 @@ ARCHITECTURES: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
         ("AlbertForSequenceClassification", "AlbertModel"), "AlbertModel", ("AlbertForMaskedLM", "AlbertForPreTraining")
     ),
     "gpt2": (("GPT2LMHeadModel", "GPT2Model"), "GPT2LMHeadModel", ()),
+    "llama": (("LlamaForCausalLM", "LlamaModel"), "LlamaForCausalLM", ()),
     "vit": (("ViTForImageClassification", "ViTModel"), "ViTModel", ("ViTForMaskedImageModeling",)),
     "deit": (
         ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher", "DeiTModel"),

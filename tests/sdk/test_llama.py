@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from edgesdk.errors import ModelError, PackageError
 from edgesdk.evaluate import run_graph
+from edgesdk.model_source import load_model
 from edgesdk.stages.base import Outline
 from edgesdk.stages.prune_neurons import PruneNeurons, PruneNeuronsOptions
 from edgesdk.stages.quantize_ptq import QuantizePtq, QuantizePtqOptions
@@ -199,6 +201,14 @@ def test_llama_comes_in(options: dict[str, Any]) -> None:
     inputs = {"input_ids": ids.numpy(), "attention_mask": np.ones((2, 21), np.int64)}
     found = run_graph(write_graph(imported.spec, imported.weights), inputs)
     assert np.abs(found - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+
+
+def test_a_folder_of_llama(tmp_path: Path) -> None:
+    """As transformers writes it: tied weights are stored once."""
+    model = make()
+    model.save_pretrained(tmp_path)
+    imported = import_model(load_model(str(tmp_path)), sequence=16)
+    assert np.array_equal(imported.weights["embedding.tokens.weight"], model.lm_head.weight.detach().numpy())
 
 
 def test_llama_without_a_head_and_longer_than_is_kept() -> None:

@@ -312,7 +312,7 @@ def test_code_of_the_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "llama"}, ["model_type", "llama", "bert, ", "gpt2, ", "vit"]),
+        ({"model_type": "mamba"}, ["model_type", "mamba", "bert, ", "gpt2, ", "vit"]),
         ({"model_type": ["bert"]}, ["model_type"]),
         ({"architectures": ["BertForTokenClassification"]}, ["architectures", "BertForTokenClassification"]),
         ({"architectures": "BertModel"}, ["architectures", "expected a list"]),
