@@ -32,6 +32,7 @@ def main() -> None:
             if entry["value"] is None:
                 text = f"not measured: {entry['reason']}" if "reason" in entry else "not measured"
             label = entry["provenance"] + (f", load {entry['load']:g} before" if "load" in entry else "")
+            label += ", with real-time priority" if entry.get("real_time") else ""
             parts.append(f"| {entry['figure']} | {text} | {entry['goal'] or ''} | {met} | {label} |\n")
         parts += [_table(table) for table in document.get("tables", [])]
     (ROOT / "docs" / "benchmarks.md").write_text("".join(parts))
