@@ -44,8 +44,10 @@ PARTS: dict[str, tuple[str, str, list[tuple[str, str, str | None]]]] = {
     ]),
     "nasty": ("boards_nasty", "run", [("ten faults at random times, 20 times each, as expected", "of 200", "200")]),
     "faults": ("boards_faults", "run", [("fault tests with the expected outcome", "of 43", "43")]),
-    "fleet": ("boards_fleet", "run", [
+    "fleet": ("boards_fleet", "many", [
         ("one harness driving 20 light boards, peak resident memory", "MB", "≤ 300"),
+    ]),
+    "shared": ("boards_fleet", "shared_machine", [
         ("boards measured at the same time on one machine, medians against a board alone, largest difference", "%",
          "≤ 5"),
     ]),

@@ -51,12 +51,7 @@ print(json.dumps({"peak": peak, "instructions": [value for value, _ in found],
 """
 
 
-def run(names: list[str]) -> dict[str, Any]:
-    """Both figures."""
-    return {names[0]: many(), names[1]: shared_machine()}
-
-
-def many() -> tuple[Any, bool | None, str, dict[str, Any]]:
+def many(names: list[str]) -> dict[str, Any]:
     """Measure one artifact on 20 light boards at once from a fresh process and read its peak memory."""
     with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name:
         folder = Path(name)
@@ -68,18 +63,18 @@ def many() -> tuple[Any, bool | None, str, dict[str, Any]]:
                 command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
-            return None, False, "unmeasured", {"reason": f"no end within {SECONDS} s"}
+            return {names[0]: (None, False, "unmeasured", {"reason": f"no end within {SECONDS} s"})}
     if done.returncode:
-        return None, False, "unmeasured", {"reason": done.stderr.strip()[-300:]}
+        return {names[0]: (None, False, "unmeasured", {"reason": done.stderr.strip()[-300:]})}
     found = json.loads(done.stdout.strip().splitlines()[-1])
     peak, counts = found["peak"] / 1e6, found["instructions"]
     whole = len(counts) == BOARDS and None not in counts and not found["reasons"]
     more = {"boards": len(counts), "measured": len(counts) - counts.count(None), "reasons": found["reasons"][:5],
             "instructions": sorted(set(counts) - {None})}
-    return peak, peak <= 300 and whole, "measured", more
+    return {names[0]: (peak, peak <= 300 and whole, "measured", more)}
 
 
-def shared_machine() -> tuple[Any, bool | None, str, dict[str, Any]]:
+def shared_machine(names: list[str]) -> dict[str, Any]:
     """Boards that are this machine, each with its own sshd and home, measured at the same time by one harness; against
     one of them alone, before and after, so that a drift of the machine cancels."""
     with contextlib.ExitStack() as stack:
@@ -95,7 +90,7 @@ def shared_machine() -> tuple[Any, bool | None, str, dict[str, Any]]:
     alone = (before * after) ** 0.5
     worst = max(abs(100 * (value / alone - 1)) for value in together)
     more = {"boards": SHARED, "alone_ms": [before, after], "together_ms": together}
-    return worst, worst <= 5, "measured", more
+    return {names[0]: (worst, worst <= 5, "measured", more)}
 
 
 def _medians(boards: Sequence[Board], artifact: Path, work: Path) -> list[float]:
