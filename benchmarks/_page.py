@@ -25,7 +25,7 @@ def main() -> None:
         for entry in document["figures"]:
             interval = f" ({entry['ci95'][0]} … {entry['ci95'][1]})" if entry.get("ci95") else ""
             value = f"{entry['value']:,}" if isinstance(entry["value"], int) else entry["value"]
-            value = str(value).lower() if isinstance(entry["value"], bool) else value
+            value = str(entry["value"]).lower() if isinstance(entry["value"], bool) else value
             met = {True: "yes", False: "**missed**", None: ""}[entry["met"]]
             interval += f" (≥ {entry['lower95']})" if "lower95" in entry else ""
             interval += f" ({entry['note']})" if "note" in entry else ""
