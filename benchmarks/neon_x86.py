@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 from edgesdk.converters import converter
 from edgesdk.converters.neon.kernel_sets import choose, host_features
 from edgesdk.converters.neon.library import write_library
+from edgesdk.converters.neon.toolchain import find
 from edgesdk.targets import load_target
 
 OURS = "NEON build w8a8"
+PEAK = "the linear layers' multiplications alone"
 PEERS = {"onnx": "ONNX Runtime", "tflite": "LiteRT"}
 SCHEMES = ("w8a8", "w8a8-dynamic", "fp32")
 SEQUENCES = (128, 32)
@@ -50,7 +52,7 @@ def figures(folder: Path, weights: models.Arrays | None = None) -> list[dict[str
     entries = []
     for sequence in SEQUENCES:
         contenders = _build(folder, weights, sequence)
-        entries += _refused(_time(folder, contenders, refuse_amx=True), sequence)
+        entries += _refused(_time(folder, contenders, refuse_amx=True, peak=_peak(folder, sequence)), sequence)
         entries.append(_with_amx(folder, contenders, sequence))
     return entries
 
@@ -73,9 +75,25 @@ def _build(folder: Path, weights: models.Arrays, sequence: int) -> list[dict[str
     return contenders
 
 
-def _time(folder: Path, contenders: list[dict[str, Any]], refuse_amx: bool) -> Blocks:
+def _peak(folder: Path, sequence: int) -> dict[str, Any] | None:
+    """What shows how long this CPU's vpdpbusd takes for all linear layers; None where it has none of 512 bits."""
+    kernels, library = choose(load_target("host")), folder / "peak.so"
+    if "avx512_vnni" not in kernels.isa:
+        return None
+    source = str(Path(__file__).with_name("neon_x86_peak.c"))
+    find(kernels.triple).run(("-O2", "-shared", "-fPIC", *kernels.flags, source, "-o", str(library)), folder)
+    linear = models.macs(sequence) - models.attention_macs(sequence)
+    return {"name": PEAK, "library": str(library), "count": linear // 64}
+
+
+def _time(
+    folder: Path, contenders: list[dict[str, Any]], refuse_amx: bool, peak: dict[str, Any] | None = None
+) -> Blocks:
     """Milliseconds of each block by name, from one fresh process."""
-    job = {"contenders": contenders, "blocks": BLOCKS, "block_seconds": BLOCK_SECONDS, "refuse_amx": refuse_amx}
+    job = {
+        "contenders": contenders, "blocks": BLOCKS, "block_seconds": BLOCK_SECONDS, "refuse_amx": refuse_amx,
+        "peak": peak,
+    }
     path = folder / "job.json"
     path.write_text(json.dumps(job))
     command = [sys.executable, str(WORKER), str(path)]
@@ -96,6 +114,9 @@ def _refused(blocks: Blocks, sequence: int) -> list[dict[str, Any]]:
     goals = (VNNI, FLOAT) if sequence == 128 else (None, None)
     entries.append(_ratio(_ratio_name(sequence, False), blocks, int8, goals[0]))
     entries.append(_ratio(_float_name(sequence), blocks, single, goals[1]))
+    if PEAK in blocks:
+        name = f"x86, {PEAK} (vpdpbusd of 512 bits), S = {sequence}, CPU time of the best int8 peer's"
+        entries.append(_ratio(name, blocks, int8, None, mine=PEAK))
     return entries
 
 
@@ -129,12 +150,12 @@ def _milliseconds(blocks: Blocks, name: str, sequence: int) -> dict[str, Any]:
     return entry | {"best": float(f"{values.min():.4g}"), "blocks": len(values)} | _machine()
 
 
-def _ratio(name: str, blocks: Blocks, peer: str, goal: float | None) -> dict[str, Any]:
+def _ratio(name: str, blocks: Blocks, peer: str, goal: float | None, mine: str = OURS) -> dict[str, Any]:
     """The median ratio of neighbouring blocks; beside it that of the best blocks."""
-    pairs = blocks[OURS] / blocks[peer]
+    pairs = blocks[mine] / blocks[peer]
     value = float(np.median(pairs))
     entry = figure(name, value, "×", goal and f"≤ {goal:.2f}×", None if goal is None else value <= goal)
-    best = float(blocks[OURS].min() / blocks[peer].min())
+    best = float(blocks[mine].min() / blocks[peer].min())
     return entry | {"peer": peer, "best": float(f"{best:.4g}"), "blocks": len(pairs)} | _machine()
 
 

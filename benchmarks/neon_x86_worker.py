@@ -1,9 +1,10 @@
 """One process that times NEON builds and peers against each other on x86: `neon_x86_worker.py JOB.json`.
 
 JOB.json names artifacts of one package family: `contenders` [{"name", "kind" (`neon`, `onnx`, `tflite`), "folder",
-"golden" (folder of an artifact with golden rows), "limit" (dB)}], `blocks`, `block_seconds`, `refuse_amx`. Each
-contender must first give the golden outputs; then short blocks alternate (A, B, C, A, B, C, …), one thread, the CPU
-clock of that thread. The answer on standard output: milliseconds of each block by name, and SQNR by name.
+"golden" (folder of an artifact with golden rows), "limit" (dB)}], `blocks`, `block_seconds`, `refuse_amx`, and `peak`
+(null, or {"name", "library", "count"}: so many vpdpbusd, see neon_x86_peak.c). Each contender must first give golden
+outputs; then short blocks alternate (A, B, C, A, B, C, …), one thread, the CPU clock of that thread. The answer on
+standard output: milliseconds of each block by name, and SQNR by name.
 """
 
 from __future__ import annotations
@@ -130,6 +131,9 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
         if not quality[entry["name"]] >= entry["limit"]:
             raise SystemExit(f"{entry['name']}: {quality[entry['name']]:.1f} dB, expected {entry['limit']} or more")
         calls[entry["name"]] = lambda call=call, row=rows[0]: call(row)  # type: ignore[misc]
+    if job["peak"]:
+        peak = ctypes.CDLL(job["peak"]["library"]).edge_peak
+        calls[job["peak"]["name"]] = lambda: peak(ctypes.c_long(job["peak"]["count"]))
     counts = {name: _count(call, job["block_seconds"]) for name, call in calls.items()}
     blocks: dict[str, list[float]] = {name: [] for name in calls}
     gc.disable()
