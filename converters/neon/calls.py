@@ -36,7 +36,7 @@ from edgesdk.converters.neon.plan import (
     Tensor,
 )
 from edgesdk.converters.neon.specialize import AttendStatic, NormalizeStatic, exponent, powers
-from edgesdk.converters.neon.storage import Stored
+from edgesdk.converters.neon.storage import SmallRows, Stored, pack_rows
 
 LARGE_TABLE = 1 << 20  # bytes from which on rows that no token asks for are kept out of memory
 SMALLEST_PAGE = 4096
@@ -60,12 +60,13 @@ class Weights:
 
 class Calls:
     """Writes calls for buffers at `offsets` of the arena; collects their `weights`, the `declarations` of
-    layers and how their int8 `matrices` are stored."""
+    layers, how their int8 `matrices` are stored, and the tables of 4 bits (`small`, by id)."""
 
     def __init__(self, kernels: KernelSet, offsets: Mapping[str, int]) -> None:
         self.kernels, self.offsets, self.weights = kernels, offsets, Weights()
         self.declarations: list[str] = []
         self.matrices: list[Stored] = []
+        self.small: dict[int, SmallRows | None] = {}
 
     def at(self, name: str, kind: str) -> str:
         return f"({kind} *)(arena + {self.offsets[name]})"
@@ -79,27 +80,32 @@ class Calls:
     def weight(self, array: NDArray[np.generic], kind: str) -> str:
         return f"(const {kind} *)(edge_weights + {self.weights.add(array)})"
 
-    def table(self, table: Table) -> str:
+    def rows(self, table: Table) -> tuple[NDArray[np.generic], str, SmallRows | None]:
+        """A table's rows as they are stored, their C type, and the whole where they have 4 bits."""
         if table.scale is None:
-            return f"{self.weight(table.values.astype(np.float32), 'float')}, NULL"
-        return f"{self.weight(table.values, 'int8_t')}, {self.weight(table.scale.astype(np.float32), 'float')}"
+            return table.values.astype(np.float32), "float", None
+        if id(table) not in self.small:
+            self.small[id(table)] = pack_rows(table.values)
+        small = self.small[id(table)]
+        return (table.values if small is None else small.weights), "int8_t", small
 
-    def table_from(self, table: Table, row: str) -> str:
-        """The rows of a table from a row on."""
-        from_row = f" + (size_t){row} * {table.values.shape[1]}"
-        if table.scale is None:
-            return f"{self.weight(table.values.astype(np.float32), 'float')}{from_row}, NULL"
-        scale = self.weight(table.scale.astype(np.float32), "float")
-        return f"{self.weight(table.values, 'int8_t')}{from_row}, {scale} + {row}"
+    def table(self, table: Table) -> str:
+        values, kind, small = self.rows(table)
+        scale = "NULL" if table.scale is None else self.weight(table.scale.astype(np.float32), "float")
+        groups = ["NULL", "0", "0"] if small is None else [
+            self.weight(small.multipliers, "uint8_t"), str(small.multipliers.shape[1]),
+            str(small.group.bit_length() - 1),
+        ]
+        return self.declare("edge_lookup", [self.weight(values, kind), scale, *groups])
 
     def touch(self, step: Embed, rows: str) -> str:
         """What keeps the rest of a large table of tokens out of memory; nothing for a small one."""
-        values = step.tokens.values if step.tokens.scale is not None else step.tokens.values.astype(np.float32)
+        values, kind, _ = self.rows(step.tokens)
         if values.nbytes < LARGE_TABLE:
             return ""
         name = f"seen{len(self.declarations)}"
         self.declarations.append(f"static uint8_t {name}[{values.nbytes // SMALLEST_PAGE + 2}];")
-        table = self.weight(values, "int8_t" if step.tokens.scale is not None else "float")
+        table = self.weight(values, kind)
         return f"edge_touch_rows(ids, {rows}, {table}, {values.nbytes // len(values)}, {values.nbytes}, {name}); "
 
     def declare(self, kind: str, fields: Sequence[str]) -> str:
@@ -119,8 +125,8 @@ class Calls:
         result, rows = step.result, _rows(step.result)
         match step:
             case Embed():
-                positions = "NULL, NULL" if step.positions is None else self.table_from(step.positions, "past")
-                tables = f"{self.table(step.tokens)}, {positions}"
+                positions = "NULL" if step.positions is None else self.table(step.positions)
+                tables = f"{self.table(step.tokens)}, {positions}, past"
                 embed = f"edge_embed(ids, {rows}, {result.columns}, {tables}, {self.floats(result)}, {stride(result)});"
                 return self.touch(step, rows) + embed
             case Patches():

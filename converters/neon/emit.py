@@ -111,7 +111,7 @@ def emit(
         "weights.bin": bytes(calls.weights.data) or b"\0",
     }
     tokens = 2 * round_up(8 * plan.sequence, 64)
-    notes = storage_summary(calls.matrices)
+    notes = storage_summary(calls.matrices, sum(table is not None for table in calls.small.values()))
     return Sources(files, len(calls.weights.data), arena, round_up(scratch, 64), tokens, notes)
 
 

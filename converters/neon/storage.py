@@ -125,6 +125,31 @@ def pack_four_bits(weight: NDArray[np.int8], kernels: KernelSet) -> Stored | Non
     return found
 
 
+@dataclass(frozen=True)
+class SmallRows:
+    """A table of 4 bits: `weights` int8 [V, (H + 1) / 2], the even column in the low half, and `multipliers` uint8
+    [V, groups], one for `group` columns (`edge_lookup` in `edge_rows.h`)."""
+
+    weights: NDArray[np.int8]
+    multipliers: NDArray[np.uint8]
+    group: int
+
+
+def pack_rows(values: NDArray[np.int8]) -> SmallRows | None:
+    """int8 [V, H] as q of 4 bits and multipliers, in the largest groups that hold it; None where there are none."""
+    (rows, columns), found = values.shape, None
+    for group in GROUPS:
+        whole = np.zeros((rows, -(-columns // group), group), np.int8)
+        whole.reshape(rows, -1)[:, :columns] = values
+        multipliers = np.maximum(np.gcd.reduce(np.abs(whole.astype(np.int16)), axis=2), 1)
+        small = (whole // multipliers[:, :, None]).reshape(rows, -1)[:, : columns + columns % 2]
+        if small.min() < -8 or small.max() > 7:
+            break
+        packed = ((small[:, ::2] & 15) | (small[:, 1::2] << 4)).astype(np.uint8).view(np.int8)
+        found = SmallRows(packed, multipliers.astype(np.uint8), group)
+    return found
+
+
 def unpack_four_bits(stored: Stored, rows: int, columns: int, kernels: KernelSet) -> NDArray[np.int8]:
     """The inverse of `pack_four_bits` (for tests)."""
     assert stored.multipliers is not None
@@ -143,8 +168,8 @@ def kernel_macros(stored: Sequence[Stored]) -> tuple[str, ...]:
     return (*(("EDGE_BLOCKS 1",) if sparse else ()), *((f"EDGE_FOUR_BITS {deepest}",) if deepest else ()))
 
 
-def storage_summary(stored: Sequence[Stored]) -> tuple[str, ...]:
-    """What the artifact says of its int8 matrices."""
+def storage_summary(stored: Sequence[Stored], small_tables: int = 0) -> tuple[str, ...]:
+    """What the artifact says of its int8 matrices and of its tables of 4 bits."""
     notes = []
     sparse = [matrix for matrix in stored if matrix.blocks is not None]
     small = [matrix for matrix in stored if matrix.multipliers is not None]
@@ -154,4 +179,6 @@ def storage_summary(stored: Sequence[Stored]) -> tuple[str, ...]:
         notes.append(f"block-sparse: {count}, {share:.0f} % of their k-steps left out")
     if small:
         notes.append(f"4-bit weights: {len(small)} of {len(stored)} int8 matrices, unpacked a panel at a time")
+    if small_tables:
+        notes.append(f"4-bit tables of embeddings: {small_tables}, unpacked as they are read")
     return tuple(notes)

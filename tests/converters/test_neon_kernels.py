@@ -130,7 +130,8 @@ int main(int argc, char **argv) {
         floats = (size_t)p[1];
         break;
       case 13:
-        edge_embed(array[0], p[0], p[1], array[1], array[2], array[3], array[4], result, p[2]);
+        edge_embed(array[0], p[0], p[1], &(edge_lookup){array[1], array[2], array[5], p[3], p[4]},
+                   array[3] ? &(edge_lookup){array[3], array[4], NULL, 0, 0} : NULL, p[5], result, p[2]);
         floats = (size_t)p[0] * p[2];
         break;
       case 14:
@@ -138,7 +139,8 @@ int main(int argc, char **argv) {
         floats = (size_t)p[4] * p[3];
         break;
       case 15:
-        edge_add_positions(array[0], p[0], p[1], p[2], array[1], p[4], array[2], array[3], result);
+        edge_add_positions(array[0], p[0], p[1], p[2], array[1], p[4],
+                           &(edge_lookup){array[2], array[3], NULL, 0, 0}, result);
         floats = (size_t)p[3] * p[2];
         break;
       case 16:

@@ -24,6 +24,7 @@ from edgesdk.converters.neon.storage import (
     kernel_macros,
     pack_blocks,
     pack_four_bits,
+    pack_rows,
     sparse_from,
     storage_summary,
     store_matrix,
@@ -128,6 +129,24 @@ def test_layers_of_four_bits_are_those_of_dense_weights(driver: Driver) -> None:
         assert small_floats == floats_ and small_bytes == bytes_
 
 
+def test_tables_of_four_bits_give_the_rows_of_int8(driver: Driver) -> None:
+    """Odd widths, groups cut off at the end, positions from a row on; other numbers stay in 8 bits."""
+    rng = np.random.default_rng(12)
+    ids = np.array([3, 0, 6, 6], np.int64)
+    for width, group in ((1, 8), (19, 8), (40, 32), (384, 64)):
+        values, positions = four_bit_matrix(rng, 7, width, group), rng.standard_normal((6, width)).astype(np.float32)
+        scale, stride = rng.uniform(0.1, 1, 7).astype(np.float32), round_up(width, ALIGN)
+        small = pack_rows(values)
+        assert small is not None and small.weights.shape == (7, (width + 1) // 2) and small.group >= group
+        numbers = [4, width, stride, small.multipliers.shape[1], small.group.bit_length() - 1, 2]
+        arrays = [ids, small.weights, scale, positions, None, small.multipliers]
+        driver.call(13, numbers, arrays, 4 * stride * 4)
+        driver.call(13, [4, width, stride, 0, 0, 2], [ids, values, scale, positions, None], 4 * stride * 4)
+    answers = driver.run()
+    assert answers[::2] == answers[1::2]
+    assert pack_rows(np.array([[127, 126, 3]], np.int8)) is None
+
+
 @pytest.mark.parametrize("name", sorted(KERNEL_SETS))
 @settings(max_examples=20, deadline=None)
 @given(
@@ -206,6 +225,7 @@ def test_the_form_follows_the_weights() -> None:
     assert small.group == 32 and small.bytes == 24 * 64 // 2 + 24 * 2
     assert kernel_macros([small, stored]) == ("EDGE_BLOCKS 1", "EDGE_FOUR_BITS 64")
     assert storage_summary([small]) == ("4-bit weights: 1 of 1 int8 matrices, unpacked a panel at a time",)
+    assert storage_summary([], 1) == ("4-bit tables of embeddings: 1, unpacked as they are read",)
     both = np.where(many != 0, four_bit_matrix(rng, 48, 64, 32), 0).astype(np.int8)
     assert store_matrix(both, kernels).multipliers is not None, "a quarter of the blocks saves less than 4 bits"
 

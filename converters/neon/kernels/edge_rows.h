@@ -118,28 +118,40 @@ EDGE_KERNEL void edge_add(const float *a, const float *b, int rows, int stride, 
   for (size_t at = 0; at < (size_t)rows * stride; at += VW) vf_store(out + at, vf_load(a + at) + vf_load(b + at));
 }
 
-/* One row of a table that is float (scale == NULL) or int8 with a scale for each row. */
-EDGE_INLINE float edge_entry(const void *table, const float *scale, int64_t row, int width, int at) {
-  size_t place = (size_t)row * width + at;
-  return scale ? (float)((const int8_t *)table)[place] * scale[row] : ((const float *)table)[place];
+/* A table of rows [width]: float; int8 with a scale for each row; or 4 bits, two columns in a byte, the even one in its
+ * low half, with `groups` multipliers for each row too, one for 2^shift columns. */
+typedef struct {
+  const void *values;
+  const float *scale;         /* NULL: float */
+  const uint8_t *multipliers; /* NULL: not 4 bits */
+  int groups, shift;
+} edge_lookup;
+
+EDGE_INLINE float edge_entry(const edge_lookup *table, int64_t row, int width, int at) {
+  const size_t place = (size_t)row * width + at;
+  if (!table->scale) return ((const float *)table->values)[place];
+  if (!table->multipliers) return (float)((const int8_t *)table->values)[place] * table->scale[row];
+  const int8_t both = ((const int8_t *)table->values)[(size_t)row * ((width + 1) / 2) + at / 2];
+  const int value = at & 1 ? both >> 4 : (both & 15) - ((both & 8) << 1);
+  return (float)(value * table->multipliers[(size_t)row * table->groups + (at >> table->shift)]) * table->scale[row];
 }
 
-/* out[r] = tokens[ids[r]] (+ positions[r], unless NULL) */
-EDGE_KERNEL void edge_embed(const int64_t *ids, int rows, int width, const void *tokens, const float *token_scale,
-                            const void *positions, const float *position_scale, float *out, int stride) {
+/* out[r] = tokens[ids[r]] (+ positions[first + r], unless NULL) */
+EDGE_KERNEL void edge_embed(const int64_t *ids, int rows, int width, const edge_lookup *tokens,
+                            const edge_lookup *positions, int first, float *out, int stride) {
   for (int row = 0; row < rows; row++, out += stride)
     for (int at = 0; at < width; at++)
-      out[at] = edge_entry(tokens, token_scale, ids[row], width, at) +
-                (positions ? edge_entry(positions, position_scale, row, width, at) : 0.0f);
+      out[at] = edge_entry(tokens, ids[row], width, at) +
+                (positions ? edge_entry(positions, first + row, width, at) : 0.0f);
 }
 
 /* out[0] = cls + positions[0] (where there is a cls), then patches + positions */
 EDGE_KERNEL void edge_add_positions(const float *patches, int count, int width, int stride, const float *cls,
-                                    int first, const void *positions, const float *position_scale, float *out) {
+                                    int first, const edge_lookup *positions, float *out) {
   for (int row = 0; row < count + first; row++) {
     const float *source = row < first ? cls + (size_t)row * width : patches + (size_t)(row - first) * stride;
     for (int at = 0; at < width; at++)
-      out[(size_t)row * stride + at] = source[at] + edge_entry(positions, position_scale, row, width, at);
+      out[(size_t)row * stride + at] = source[at] + edge_entry(positions, row, width, at);
   }
 }
 
