@@ -23,6 +23,7 @@ from edgesdk.harness.worker.count import CLASSES, parse_counts
 from edgesdk.targets import load_target
 
 LIMIT_SECONDS = 1800
+BATCH = 3  # artifacts that are counted between two writes of what is remembered
 STEP = 100  # the first step's marker in `model profile`
 Counts = dict[str, int]
 GUEST = Path(__file__).with_name("neon_guest.py")
@@ -153,12 +154,13 @@ def remembered(artifacts: Sequence[Path], cpu: str) -> list[Counts]:
     known: dict[str, Counts] = json.loads(store.read_text()) if store.exists() else {}
     keys = [f"{cpu} {digest(artifact)}" for artifact in artifacts]
     absent = [artifact for artifact, key in zip(artifacts, keys, strict=True) if key not in known]
-    if absent:
-        say(f"{cpu}: counting {', '.join(artifact.name for artifact in absent)}")
+    for start in range(0, len(absent), BATCH):
+        some = absent[start : start + BATCH]
+        say(f"{cpu}: counting {', '.join(artifact.name for artifact in some)}")
         with Counter(cpu) as counter:
-            ours = (absent[0] / "model").exists()
-            found = [counter.ours(artifact) for artifact in absent] if ours else counter.peers(absent)
-        new = {f"{cpu} {digest(artifact)}": counts for artifact, counts in zip(absent, found, strict=True)}
+            ours = (some[0] / "model").exists()
+            found = [counter.ours(artifact) for artifact in some] if ours else counter.peers(some)
+        new = {f"{cpu} {digest(artifact)}": counts for artifact, counts in zip(some, found, strict=True)}
         known = (json.loads(store.read_text()) if store.exists() else {}) | new
         write_atomic(store, canonical_json(known))
     return [known[key] for key in keys]
