@@ -18,7 +18,7 @@ from harness_sshd import Server, free_port, make_key
 
 from edgesdk.errors import BoardError, ConfigError, HostKey, Unreachable
 from edgesdk.harness.board import Board
-from edgesdk.harness.connection import Connection, jump_board, scan_board, shared
+from edgesdk.harness.connection import CIPHER, Connection, jump_board, scan_board, shared
 from edgesdk.harness.emulate.proxy import FaultProxy
 from edgesdk.harness.farm import load_farm
 from edgesdk.harness.hostkeys import trust
@@ -71,6 +71,17 @@ def test_close_ends_everything(remote: Board) -> None:
     while set(threading.enumerate()) - before and time.monotonic() < end:
         time.sleep(0.05)
     assert not set(threading.enumerate()) - before and not connection.alive()
+
+
+def test_cipher_and_threads_of_operations(remote: Board) -> None:
+    """The cipher that costs least where the server has it; an operation that has ended leaves no thread."""
+    with shared(remote) as connection:
+        assert connection.protocol.local_cipher == connection.protocol.remote_cipher == CIPHER
+        before = threading.active_count()
+        for _ in range(20):
+            with connection.watch(60, "a test"):
+                pass
+            assert threading.active_count() <= before
 
 
 def test_a_dead_connection_is_replaced(remote: Board) -> None:
