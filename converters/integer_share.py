@@ -10,10 +10,11 @@ LEAST_SHARE = 0.95
 INTEGER_FORMS = ("w8a8", "w8a8-dynamic")
 
 
-def integer_share(graph: Graph) -> float:
+def integer_share(graph: Graph, attention: int = 0) -> float:
     """Multiply-accumulates of linear layers in int8 forms over those of all linear layers and matrix products, for one
-    input of the graph's sequence; 0 where there are none. `w8` layers multiply in float."""
-    integer = total = 0
+    input of the graph's sequence; 0 where there are none. `w8` layers multiply in float, and so do matrix products but
+    for `attention` MACs."""
+    integer, total = attention, 0
     for node in graph.nodes:
         if isinstance(node, Linear):
             rows = math.prod(graph.shapes[node.source]) // node.weight.shape[1]
@@ -27,9 +28,9 @@ def integer_share(graph: Graph) -> float:
     return integer / total if total else 0.0
 
 
-def share_notes(graph: Graph, scheme: str) -> tuple[str, ...]:
+def share_notes(graph: Graph, scheme: str, attention: int = 0) -> tuple[str, ...]:
     """The note of an artifact whose scheme promises int8 and whose MACs mostly stay float; else nothing."""
-    share = integer_share(graph)
+    share = integer_share(graph, attention)
     if scheme == "fp32" or share >= LEAST_SHARE:
         return ()
     percent = math.floor(1000 * share) / 10  # never rounded up to the limit

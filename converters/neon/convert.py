@@ -19,6 +19,7 @@ from edgesdk.converters.neon.fuse import fuse
 from edgesdk.converters.neon.generic import trace_all
 from edgesdk.converters.neon.kernel_sets import KernelSet, choose
 from edgesdk.converters.neon.plan import Plan
+from edgesdk.converters.neon.specialize import integer_attention_macs
 from edgesdk.converters.neon.toolchain import Toolchain, find
 from edgesdk.errors import ConvertError
 from edgesdk.package import Package, content_digest
@@ -112,7 +113,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
         executable="model",
         notes=(
             f"compiled by {toolchain.name} {toolchain.version}", *_storage_notes(package, sources),
-            *share_notes(graph, package.scheme), *plain_notes(plan), *loops,
+            *share_notes(graph, package.scheme, integer_attention_macs(plan, kernels)), *plain_notes(plan), *loops,
         ),
     )
     return write_artifact(folder, artifact, *rows)

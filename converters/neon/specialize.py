@@ -51,6 +51,12 @@ def specialize(plan: Plan, kernels: KernelSet) -> Plan:
     return replace(plan, steps=tuple(align_panels(quantize_in_place(steps, plan.output), kernels)))
 
 
+def integer_attention_macs(plan: Plan, kernels: KernelSet) -> int:
+    """Multiply-accumulates of attention that run in integers, for one input of the whole sequence."""
+    static = [step for step in specialize(plan, kernels).steps if isinstance(step, AttendStatic)]
+    return sum(2 * step.query.rows * step.key.rows * step.heads * step.size for step in static)
+
+
 def attend_in_integers(steps: list[Step], output: Tensor) -> list[Step]:
     """Projections → attention → quantization, all static, stay in int8."""
     count, rewritten, at = uses(steps), list[Step](), 0

@@ -13,6 +13,9 @@ from sample_graphs import Sample, make, sample
 from edgesdk.converters import CONVERTERS, converter
 from edgesdk.converters.front import lower
 from edgesdk.converters.integer_share import LEAST_SHARE, integer_share, share_notes
+from edgesdk.converters.neon.convert import plan_of
+from edgesdk.converters.neon.kernel_sets import KERNEL_SETS
+from edgesdk.converters.neon.specialize import integer_attention_macs
 from edgesdk.converters.tflite.model import translate
 from edgesdk.targets import load_target
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
@@ -73,13 +76,14 @@ def test_share_is_what_can_be_counted_by_hand(bert: dict[str, Sample]) -> None:
 
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_long_sequences_are_not_called_int8(tmp_path: Path, name: str) -> None:
-    """Attention grows with the square of the sequence; the artifact is made all the same, with a note."""
-    host = load_target("host")
+    """Attention grows with the square of the sequence; the artifact is made all the same, with a note. The Cortex-A72
+    attends in floats in NEON builds too."""
+    board = load_target("raspberry-pi/4")
     package = make(BERT_LONG, "w8a8", 200).package()
     share = integer_share(lower(package.graph, package.sequence))
     assert share < 0.5
-    assert converter(name).check(package, host) == []
-    (note,) = [note for note in converter(name).convert(package, host, tmp_path).notes if "integer kernels" in note]
+    assert converter(name).check(package, board) == []
+    (note,) = [note for note in converter(name).convert(package, board, tmp_path).notes if "integer kernels" in note]
     percent = f"{np.floor(1000 * share) / 10:g} %"
     assert note == f"only {percent} of the MACs run in integer kernels: not int8 by EdgeSDK's rule"
 
@@ -93,3 +97,16 @@ BERT_LONG = TransformerSpec(
 def test_float_models_need_no_note(tmp_path: Path, name: str) -> None:
     artifact = converter(name).convert(sample("vit", "fp32").package(), load_target("host"), tmp_path)
     assert not [note for note in artifact.notes if "integer" in note]
+
+
+def test_attention_in_integers_counts() -> None:
+    """At a long sequence attention is a large part: float attention is below the limit, integer attention is all."""
+    long = make(BERT, "w8a8", 512)
+    graph = lower(long.graph, 512, branches="marked")
+    share = integer_share(graph)
+    assert share < LEAST_SHARE
+    plan = plan_of(graph)
+    macs = {name: integer_attention_macs(plan, KERNEL_SETS[name]) for name in ("base", "dotprod")}
+    assert macs == {"base": 0, "dotprod": 4 * 2 * 512 * 512 * 4 * 64}
+    assert integer_share(graph, macs["dotprod"]) > 0.999
+    assert share_notes(graph, "w8a8", macs["dotprod"]) == () != share_notes(graph, "w8a8", macs["base"])
