@@ -200,6 +200,24 @@ def test_which_plans_have_a_cache(kind: str, cached: bool) -> None:
     assert kinds == ({AttendCached} if cached else {Attend})
 
 
+def test_cmake_cross_builds_for_arm(library, tmp_path: Path) -> None:
+    """From a fresh folder, with nothing but a cross compiler; the same tokens as by this machine."""
+    need(all(map(shutil.which, ("cmake", "aarch64-linux-gnu-gcc", "qemu-aarch64"))), "no cmake, cross gcc or qemu")
+    write_library(case_of("odd", "fp32").package(), load_target("raspberry-pi/5"), tmp_path / "library")
+    settings = {
+        "CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64", "CMAKE_C_COMPILER": "aarch64-linux-gnu-gcc",
+        "CMAKE_EXE_LINKER_FLAGS": "-static",
+    }
+    words = ["cmake", "-S", str(tmp_path / "library"), "-B", str(tmp_path / "build")]
+    words += [f"-D{key}={value}" for key, value in settings.items()]
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    subprocess.run(["cmake", "--build", str(tmp_path / "build")], check=True, capture_output=True, timeout=600)
+    command = [*QEMU["raspberry-pi/5"], str(tmp_path / "build" / "generate"), "5", "5", "6", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    with Model(library("odd", "fp32")) as model:
+        assert [int(line) for line in done.stdout.split()] == model.generate([5, 6, 7], 5)
+
+
 def test_cmake_builds_both_examples(library, tmp_path: Path) -> None:
     need(shutil.which("cmake") is not None, "no cmake")
     folder = library("odd", "w8a8")
