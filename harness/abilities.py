@@ -49,8 +49,27 @@ def differences(board: Board, target: Target, facts: Mapping[str, Any]) -> list[
 
 def abilities(board: Board, target: Target, facts: Mapping[str, Any], by: str) -> list[Ability]:
     """Every kind of measurement on this board. `by` is what `privileges` found: `root`, `sudo` or `none`."""
+    if facts.get("agent") == "shell":
+        return list(_without_python(board, target))
     return [*_latency(board, facts, by), *_memory(board, target, facts, by), _energy(board, facts),
             _throttling(board, facts), *_runtimes(target, facts)]
+
+
+def _without_python(board: Board, target: Target) -> Iterator[Ability]:
+    """What the shell worker does (`harness/shell`)."""
+    no = f"needs Python on the board; {board.python} is not there"
+    if board.emulated:
+        yield Ability("latency", False, "an emulated board has no time of its own; instructions are counted instead")
+    else:
+        yield Ability("latency", True, "NEON builds time themselves; the board is looked at between rounds only")
+    yield Ability("instructions", bool(board.counting_plugin), "counted by qemu" if board.counting_plugin else
+                  "only light emulated boards count instructions")
+    yield Ability("memory", not board.emulated, "VmHWM of each round")
+    for what in ("fixed clock", "cold load", "energy", "throttling while a round runs"):
+        yield Ability(what, False, no)
+    for name in target.runtimes:
+        yield Ability(f"runtime {name}", False, no)
+    yield Ability("runtime neon", True, "programs bring everything that they need")
 
 
 def _latency(board: Board, facts: Mapping[str, Any], by: str) -> Iterator[Ability]:

@@ -19,6 +19,10 @@ from edgesdk.harness.transport import Completed
 WORKER_SECONDS = 120.0
 
 
+class NoPython(BoardError):
+    """The board has no interpreter for the worker; NEON artifacts run by the shell one (`harness/shell`)."""
+
+
 def deploy_worker(session: Session) -> str:
     """Put the worker on the board; returns its path there."""
     data = pack_worker()
@@ -45,7 +49,7 @@ def ask_worker(session: Session, worker: str, *arguments: str) -> dict[str, Any]
 def worker_answer(board: Board, command: str, completed: Completed) -> dict[str, Any]:
     """The checked answer of a command of the worker that ended; raises as `ask_worker`."""
     if completed.returncode == 127:
-        raise BoardError(
+        raise NoPython(
             f"{board.name}: {board.python} not found on the board", "apt install python3, or set `python` in farm.toml"
         )
     where = f"{board.name}: worker {command}"
@@ -102,13 +106,3 @@ def collect_facts(session: Session, worker: str) -> dict[str, Any]:
     facts = ask_worker(session, worker, "facts")
     check_identity(session.board, facts)
     return facts
-
-
-def probe(board: Board) -> dict[str, Any]:
-    """Facts of a board, for `edgesdk boards probe`.
-
-    Raises:
-        Unreachable, HostKey, Identity, and other board errors.
-    """
-    with Session(board) as session:
-        return collect_facts(session, deploy_worker(session))

@@ -83,6 +83,8 @@ def latency(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         labels.add("few_samples")
     if document["golden"]["n"] < FEWEST_INPUTS:
         labels.add("few_inputs")
+    if document["facts"].get("agent") == "shell":
+        labels.add("unsampled")  # nothing was looked at while the rounds ran
     if profile.name == "quick":
         labels.add("quick")
     return {

@@ -54,10 +54,10 @@ FAILURES: dict[str, type[EdgeSDKError]] = {
 }
 
 
-def job_identity(workdir: Path, request: Mapping[str, Any]) -> str:
+def job_identity(workdir: Path, request: Mapping[str, Any], name: str = "job.json") -> str:
     """The id of the job that this work folder is running for the same request, or a new one, remembered there."""
     digest = sha256_bytes(canonical_json(request))
-    memory = workdir / "job.json"
+    memory = workdir / name
     try:
         known = json.loads(memory.read_bytes())
         if known["request"] == digest and SHA256.match(known["id"]):
@@ -143,23 +143,39 @@ def _to_the_end(
     Raises:
         Rebooting: it was lost three times in ten minutes.
     """
-    lost: list[float] = []
+    losses = Losses(session.board.name)
     while True:
         status = _watch(session, worker, arguments[:4], identity, status, progress)
         if status["state"] != "lost":
             return status
+        losses.add()
+        if lease is not None:
+            lease.check()
+        status = ask_worker(session, worker, "start", *arguments, "--resume")
+
+
+class Losses:
+    """How often a job lost its process on a board lately."""
+
+    def __init__(self, board: str) -> None:
+        self.board = board
+        self.times: list[float] = []
+
+    def add(self) -> None:
+        """Once more.
+
+        Raises:
+            Rebooting: it was the third time in ten minutes.
+        """
         now = time.monotonic()
-        lost = [at for at in lost if now - at < LOOP_SECONDS] + [now]
-        if len(lost) >= LOOP_LOSSES:
+        self.times = [at for at in self.times if now - at < LOOP_SECONDS] + [now]
+        if len(self.times) >= LOOP_LOSSES:
             raise Rebooting(
-                f"{session.board.name}: the job lost its process {len(lost)} times in {LOOP_SECONDS / 60:.0f} minutes "
+                f"{self.board}: the job lost its process {len(self.times)} times in {LOOP_SECONDS / 60:.0f} minutes "
                 "(E_REBOOTED): the board restarts again and again, or something kills the worker",
                 "look at the power supply and at `dmesg` of the board; what was measured stays there, and the same "
                 "command goes on with it",
             )
-        if lease is not None:
-            lease.check()
-        status = ask_worker(session, worker, "start", *arguments, "--resume")
 
 
 def _watch(

@@ -13,16 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.converters.artifact import DTYPES, Artifact, artifact_sha256, read_artifact
-from edgesdk.errors import DiskFull
 from edgesdk.files import sha256_bytes, sha256_file, write_atomic
+from edgesdk.harness.agents import hire
 from edgesdk.harness.board import Board
 from edgesdk.harness.clock import clock_skew
 from edgesdk.harness.document import Outcome, write_measurement
-from edgesdk.harness.energy.part import metering
-from edgesdk.harness.evict import evict
-from edgesdk.harness.facts import collect_facts, deploy_worker, probe
-from edgesdk.harness.job import run_job
-from edgesdk.harness.leases import Lease
 from edgesdk.harness.preflight import problems
 from edgesdk.harness.privileges import privileges
 from edgesdk.harness.protocol import E_PREFLIGHT, Profile, load_profile, refuses
@@ -35,7 +30,6 @@ __all__ = ["Evaluation", "load_profile", "measure", "probe", "verify_measurement
 
 LOCK_WAIT_SECONDS = 300
 COUNTED_ROUNDS = 2
-MAKE_ROOM_BYTES = 1 << 40  # all that may go: `df` did not know that the disk would not do
 
 
 @dataclass(frozen=True)
@@ -92,8 +86,8 @@ def measure(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with reserved(board, LOCK_WAIT_SECONDS) as lease, Session(board) as session:
         progress("connect", 0, 1)
-        worker = deploy_worker(session)
-        facts = {**collect_facts(session, worker), "clock": clock_skew(session)}
+        agent = hire(session)
+        facts = {**agent.facts, "clock": clock_skew(session)}
         facts["privileges"] = session.step(privileges).document()
         if facts["privileges"]["lost"]:
             progress("without root: no " + ", no ".join(facts["privileges"]["lost"]), 0, 1)
@@ -104,10 +98,7 @@ def measure(
             request = _request(board, runnable, inputs, profile, seed)
             blobs = {sha256_file(path): path for c in runnable for path in c.files().values()}
             blobs |= {name: path for name, path, _ in inputs.values()}
-            with metering(session, worker, profile.name) as meter:
-                request["energy"] = meter.request
-                result, raw = _run(session, worker, request, blobs, workdir, progress, lease)
-                records = meter.records(result["candidates"], raw)
+            result, records, raw = agent.run(request, blobs, workdir, progress, lease, profile.name)
             for candidate, record in zip(runnable, records, strict=True):
                 outcomes[candidate.sha256] = Outcome([], record, raw, result["job"])
             facts |= {**result["before"], **{key: result[key] for key in ("after", "starts", "ready", "notes")}}
@@ -122,18 +113,14 @@ def measure(
     return [documents[candidate.sha256] for candidate in chosen]
 
 
-def _run(
-    session: Session, worker: str, request: Mapping[str, Any], blobs: Mapping[str, Path], workdir: Path,
-    progress: Callable[[str, int, int], None], lease: Lease,
-) -> tuple[dict[str, Any], Path]:
-    """`run_job`; where the board's disk is full of files of ours while the job runs, they go, and it runs once more."""
-    try:
-        return run_job(session, worker, request, blobs, workdir, progress, lease)
-    except DiskFull:
-        lease.check()
-        if not evict(session, MAKE_ROOM_BYTES, blobs):
-            raise
-    return run_job(session, worker, request, blobs, workdir, progress, lease)
+def probe(board: Board) -> dict[str, Any]:
+    """Facts of a board, for `edgesdk boards probe`.
+
+    Raises:
+        Unreachable, HostKey, Identity, and other board errors.
+    """
+    with Session(board) as session:
+        return hire(session).facts
 
 
 def _request(

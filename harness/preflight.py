@@ -62,6 +62,9 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
             safe_parts(file.path)
         except ValueError as problem:
             yield f"{problem}: the worker takes letters, digits, '.', '_', '-' only"
+    if artifact.executable is None and facts.get("agent") == "shell":
+        yield f"{name} needs Python on the board, and {board.name} has no {board.python}: only NEON artifacts run there"
+        return
     installed = facts.get("runtimes") or {}
     packages = list(RUNTIMES[name])
     versions = {package: str(installed[package]) for package in packages if installed.get(package)}

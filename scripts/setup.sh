@@ -15,7 +15,12 @@ declare -A without=(
   [clang-19]="neon builds use gcc" [qemu-aarch64]="no emulated boards" [sshd]="no emulated boards"
   [mmdebstrap]="no emulated boards"
 )
-[ "$purpose" = test ] && { packages[chromium]=chromium; without[chromium]="the report is not opened in a browser"; }
+if [ "$purpose" = test ]; then
+  packages+=([chromium]=chromium [busybox]=busybox-static [qemu-system-aarch64]=qemu-system-arm [qemu-img]=qemu-utils
+    [mke2fs]=e2fsprogs)
+  without+=([chromium]="the report is not opened in a browser" [busybox]="no board without Python is tested over SSH"
+    [qemu-system-aarch64]="no full board is tested" [qemu-img]="no full board is tested" [mke2fs]="no full board is tested")
+fi
 
 lacking() { echo "setup: missing $1 (package ${packages[$1]}): ${without[$1]}"; }
 

@@ -57,6 +57,25 @@ def parse_round(stdout: bytes) -> "dict[str, Any]":
     return record
 
 
+def bench_options(n: int, seed: int, profile: "dict[str, Any]") -> "list[str]":
+    """Options of a runner's `bench` over n inputs, all but its files."""
+    options = ["--n", str(n), "--seed", str(seed)]
+    for key in ("warmup_iterations", "warmup_seconds", "window_seconds", "min_samples", "max_warmup_seconds"):
+        options += ["--" + key.replace("_", "-"), str(profile[key])]
+    # Runners take 5 % when nothing is said: binaries of before this option know no other.
+    steady_percent = profile.get("steady_percent", timing.STEADY_PERCENT)
+    if steady_percent != timing.STEADY_PERCENT:
+        options += ["--steady-percent", str(steady_percent)]
+    return options
+
+
+def bench_limit(profile: "dict[str, Any]", per_inference_s: float) -> float:
+    """Seconds after which a timed run is overdue."""
+    predicted = profile["max_warmup_seconds"] + profile["window_seconds"]
+    predicted += (profile["min_samples"] + profile["warmup_iterations"]) * per_inference_s
+    return float(120 + 3 * predicted)
+
+
 def _is_whole(value: "Any") -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
@@ -148,20 +167,12 @@ class Candidate:
         Raises:
             RoundFailed: it gave no figures.
         """
-        arguments = ["bench", "--inputs", self.golden_inputs, "--n", str(self.n), "--seed", str(seed)]
-        for key in ("warmup_iterations", "warmup_seconds", "window_seconds", "min_samples", "max_warmup_seconds"):
-            arguments += ["--" + key.replace("_", "-"), str(profile[key])]
-        # Runners take 5 % when nothing is said: binaries of before this option know no other.
-        steady_percent = profile.get("steady_percent", timing.STEADY_PERCENT)
-        if steady_percent != timing.STEADY_PERCENT:
-            arguments += ["--steady-percent", str(steady_percent)]
+        arguments = ["bench", "--inputs", self.golden_inputs] + bench_options(self.n, seed, profile)
         if warm_loads and not self.document.get("executable"):
             arguments += ["--warm-loads", str(warm_loads)]
         arguments += ["--samples", samples]
-        predicted = profile["max_warmup_seconds"] + profile["window_seconds"]
-        predicted += (profile["min_samples"] + profile["warmup_iterations"]) * per_inference_s
         before = busy_seconds()
-        ended = self.run(arguments, 120 + 3 * predicted, {}, prepare, on_start, tick)
+        ended = self.run(arguments, bench_limit(profile, per_inference_s), {}, prepare, on_start, tick)
         busy = busy_seconds() - before
         if ended.code:
             raise RoundFailed(ended.code, ended.reason)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def look(board: Board) -> tuple[dict[str, Any], list[str], list[Ability]]:
     """Facts, contradictions to the target's table, abilities."""
     from edgesdk.harness.abilities import abilities, differences
-    from edgesdk.harness.facts import collect_facts, deploy_worker
+    from edgesdk.harness.agents import hire
     from edgesdk.harness.privileges import privileges
     from edgesdk.harness.session import Session
     from edgesdk.targets import load_target
 
     target = load_target(board.target)
     with Session(board) as session:
-        facts = collect_facts(session, deploy_worker(session))
+        facts = hire(session).facts
         rights = session.step(privileges)
     return facts, differences(board, target, facts), abilities(board, target, facts, rights.by)
 

@@ -1,0 +1,271 @@
+"""A measurement by the shell worker: which steps it needs, and the records of the Python worker made of what they left.
+
+Two jobs: first the golden checks, which this machine judges (a board without Python compares no floats), then the
+evaluation and the rounds of those that passed, interleaved in the same seeded random order as on other boards.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgesdk.files import sha256_bytes, sha256_file, write_atomic
+from edgesdk.harness import answers
+from edgesdk.harness.job import Progress
+from edgesdk.harness.leases import Lease
+from edgesdk.harness.session import Session
+from edgesdk.harness.shell import snapshot
+from edgesdk.harness.shell.job import Ran, Report, Step, run_steps
+from edgesdk.harness.worker import blocks, child, codes, count, ready, rounds, steps, timing
+
+# What the Python worker does and this one cannot; stored with each measurement and shown by `boards probe`.
+LOST = (
+    "energy (its windows and samples are made by the Python worker)",
+    "clocks, temperature and throttling while a round runs (looked at before and after it only)",
+    "the integer loop that tells a change of the board from one of the model",
+    "governor, power mode and cores set for the time of the job",
+    "rounds that are repeated by code, and more rounds for a wide interval",
+    "waiting for an idle or a cool board",
+    "cold load without cached pages, warm loads, PSS and control groups",
+)
+REASON = "needs Python on the board"
+
+
+class ShellMeasurement:
+    """One request (`measure._request`) on a board without Python."""
+
+    def __init__(
+        self, session: Session, worker: str, request: Mapping[str, Any], blobs: Mapping[str, Path], workdir: Path,
+        progress: Progress, lease: Lease | None,
+    ) -> None:
+        self.session, self.worker, self.request, self.workdir = session, worker, request, workdir
+        self.progress, self.lease = progress, lease
+        self.blobs = dict(blobs)
+        self.counted = request["mode"] == "counted"
+        self.profile: dict[str, Any] = dict(request["profile"])
+        self.speeds = [0.0] * len(request["candidates"])
+        self.documents: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+        for spec in request["candidates"]:
+            self.documents.append(json.loads(self.blobs[self._blob(spec, "artifact.json")].read_bytes()))
+            self.records.append({
+                "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "reasons": [],
+            })
+
+    def run(self, facts: Mapping[str, Any], free: int | None) -> tuple[dict[str, Any], Path]:
+        """Both jobs; returns what `run_job` returns. `free` are the bytes of the board's disk.
+
+        Raises:
+            as `run_steps`.
+        """
+        faults = self._faults(facts, free) if self.request["mode"] == "timed" else []
+        if self.request["strict"]:
+            for record in self.records:
+                record["reasons"] += faults
+        report, identity = self._job([self._golden_step(index) for index in self._alive()], "check.json", [])
+        for index in self._alive():
+            self._judge_golden(index, report)
+        passed = self._alive()
+        second = [step for index in passed for step in self._evaluation_steps(index)] + self._round_steps(passed)
+        if second:
+            first = report
+            report, identity = self._job(second, "job.json", passed)
+            for index in passed:
+                self._keep(index, report)
+            report = Report({**first.steps, **report.steps}, report.sha256, report.folder, report.starts)
+        seen = [snapshot.snapshot(sections) for ran in report.steps.values() for sections in (ran.before, ran.after)]
+        empty = {key: facts.get(key) for key in answers.Snapshot.model_fields}
+        result = {
+            "format": "edgesdk.job-result", "version": 1, "job": identity, "before": seen[0] if seen else empty,
+            "after": seen[-1] if seen else empty, "ready": faults, "notes": ["run by the shell worker"],
+            "starts": [{"boot_id": boot, "wall_clock_s": at} for boot, at in report.starts], "candidates": self.records,
+        }
+        where = f"{self.session.board.name}: shell worker"
+        checked = answers.check_result(result, {**self.request, "id": identity}, where)
+        return checked, report.folder
+
+    def _blob(self, spec: Mapping[str, Any], path: str) -> str:
+        return str(next(file["sha256"] for file in spec["files"] if file["path"] == path))
+
+    def _alive(self) -> list[int]:
+        return [index for index, record in enumerate(self.records) if not record["reasons"]]
+
+    def _fail(self, index: int, code: str, text: str) -> None:
+        self.records[index]["reasons"].append({"code": code, "text": text})
+
+    def _job(self, wanted: Sequence[Step], memory: str, passed: Sequence[int]) -> tuple[Report, str]:
+        if not wanted:
+            return Report({}, {}, self.workdir / "raw", []), sha256_bytes(memory.encode())
+        used = {step.program for step in wanted} | {word[1:] for step in wanted for word in step.words}
+        request = {**self.request, "job": memory, "passed": list(passed)}
+        return run_steps(
+            self.session, self.worker, wanted, request, memory,
+            {name: path for name, path in self.blobs.items() if name in used}, self.workdir, self.progress, self.lease,
+            float(self.request["lock_wait_s"]),
+        )
+
+    def _faults(self, facts: Mapping[str, Any], free: int | None) -> list[dict[str, str]]:
+        """What speaks against timing on this board now, as `worker/ready.py` finds it on others."""
+        sizes = [sum(int(file["bytes"]) for file in document["files"]) for document in self.documents]
+        needed, faults = max(sizes), []
+        if free is not None and free < 2 * needed + ready.SPARE_BYTES:
+            faults.append(("E_DISK_FULL", f"{free >> 20} MiB free, {(2 * needed + ready.SPARE_BYTES) >> 20} needed"))
+        bits = (facts.get("throttled") or 0) & codes.LIVE_BITS
+        if bits:
+            code = codes.E_UNDERVOLT if bits & codes.UNDERVOLT_BITS else codes.E_THROTTLED
+            faults.append((code, f"throttled=0x{bits:x} before the first round"))
+        heat, load, cpus = facts.get("temperature_c"), facts.get("loadavg1"), facts.get("cpus")
+        if heat is not None and heat > ready.HOT_C:
+            faults.append(("E_TOO_HOT", f"{heat:.1f} °C before the first round, at most {ready.HOT_C:.0f} °C"))
+        if load is not None and cpus and load > ready.MOST_LOAD * cpus:
+            faults.append(("E_BACKGROUND_LOAD", f"load average {load:.2f}"))
+        memory = ready.check_memory(facts.get("mem_available_bytes"), needed)
+        return [{"code": code, "text": text} for code, text in faults] + memory
+
+    def _step(self, index: int, name: str, limit_s: float, words: Sequence[str], setting: str = "-") -> Step:
+        program = self._blob(self.request["candidates"][index], self.documents[index]["executable"])
+        return Step(f"c{index}-{name}", limit_s, program, tuple(words), setting)
+
+    def _golden(self, index: int) -> tuple[str, int, bytes]:
+        """(blob of inputs, rows, expected outputs) of a golden check; on an emulated board some of the rows."""
+        document, spec = self.documents[index], self.request["candidates"][index]
+        golden = document["golden"]
+        n, inputs = int(golden["n"]), self._blob(spec, golden["inputs"])
+        expected = self.blobs[self._blob(spec, golden["outputs"])].read_bytes()
+        if not self.counted or n <= steps.EMULATED_GOLDEN_ROWS:
+            return inputs, n, expected
+        some = [row * n // steps.EMULATED_GOLDEN_ROWS for row in range(steps.EMULATED_GOLDEN_ROWS)]
+        return self._rows(index, some), len(some), blocks.take_rows(expected, document["outputs"], n, some)
+
+    def _rows(self, index: int, rows: list[int]) -> str:
+        """The blob of some golden inputs."""
+        document, spec = self.documents[index], self.request["candidates"][index]
+        data = self.blobs[self._blob(spec, document["golden"]["inputs"])].read_bytes()
+        data = blocks.take_rows(data, document["inputs"], int(document["golden"]["n"]), rows)
+        path = self.workdir / "inputs" / sha256_bytes(data)
+        write_atomic(path, data)
+        self.blobs[path.name] = path
+        return path.name
+
+    def _golden_step(self, index: int) -> Step:
+        inputs, n, _ = self._golden(index)
+        words = ["run", "--inputs", f"@{inputs}", "--n", str(n), "--outputs", f"c{index}-golden.bin"]
+        return self._step(index, "golden", steps.GOLDEN_LIMIT_S, words)
+
+    def _judge_golden(self, index: int, report: Report) -> None:
+        ran = self._ended(index, "golden", report, "golden check")
+        if ran is None:
+            return
+        data = self._written(report, f"c{index}-golden.bin")
+        _, n, expected = self._golden(index)
+        document = self.documents[index]
+        verdict = blocks.judge(document["golden"]["tolerance"], expected, data, document["outputs"], n)
+        reason = verdict.pop("reason")
+        self.records[index]["golden"] = verdict
+        if not verdict["passed"]:
+            self._fail(index, "E_ACCURACY", f"golden check: {reason}")
+        wall = snapshot.surroundings(ran.before, ran.after, ran.clocks)["wall_s"]
+        self.speeds[index] = (wall or 0.0) / max(1, n)
+
+    def _evaluation_steps(self, index: int) -> list[Step]:
+        asked = self.request["candidates"][index]["evaluation"]
+        if not asked:
+            return []
+        words = ["run", "--inputs", f"@{asked['sha256']}", "--n", str(asked["n"]), "--outputs",
+                 f"c{index}-evaluation.bin"]
+        return [self._step(index, "evaluation", 120 + 3 * self.speeds[index] * asked["n"], words)]
+
+    def _round_steps(self, passed: Sequence[int]) -> list[Step]:
+        if self.request["mode"] == "none":
+            return []
+        wanted = []
+        for number in range(self.request["rounds"]):
+            order = list(passed)
+            random.Random(self.request["seed"] * 1000003 + number).shuffle(order)
+            wanted += [self._count_step(index, number) if self.counted else self._bench_step(index, number)
+                       for index in order]
+        return wanted
+
+    def _bench_step(self, index: int, number: int) -> Step:
+        document, seed = self.documents[index], self.request["seed"] + number
+        inputs = self._blob(self.request["candidates"][index], document["golden"]["inputs"])
+        words = ["bench", "--inputs", f"@{inputs}", *rounds.bench_options(int(document["golden"]["n"]), seed,
+                 self.profile), "--samples", f"c{index}-round{number}.bin"]
+        return self._step(index, f"round{number}", rounds.bench_limit(self.profile, self.speeds[index]), words)
+
+    def _count_step(self, index: int, number: int) -> Step:
+        document = self.documents[index]
+        most = rounds.COUNTED_INPUTS_THAT_DIFFER if document["work"] == "per_input" else rounds.COUNTED_INPUTS
+        rows = timing.seeded_order(int(document["golden"]["n"]), self.request["seed"])[:most]
+        words = ["count", "--inputs", f"@{self._rows(index, rows)}", "--n", str(len(rows))]
+        setting = f"QEMU_PLUGIN={self.request['counting_plugin']},out=c{index}-round{number}.jsonl"
+        return self._step(index, f"round{number}", steps.GOLDEN_LIMIT_S, words, setting)
+
+    def _ended(self, index: int, name: str, report: Report, what: str) -> Ran | None:
+        """How a step ended; None, and a reason, where it did not end well."""
+        ran = report.steps.get(f"c{index}-{name}")
+        if ran is None:
+            if not self.records[index]["reasons"]:
+                self._fail(index, "E_CRASH", f"{what}: the worker did not run it")
+            return None
+        if ran.overdue:
+            self._fail(index, "E_TIMEOUT", f"{what}: no end in time, killed")
+            return None
+        killed = snapshot.oom_kills(ran.after) > snapshot.oom_kills(ran.before)
+        code, reason = child.describe_status(ran.code << 8, killed, " ".join(ran.err.split())[-600:])
+        if code:
+            self._fail(index, code, f"{what}: {reason}")
+        return None if code else ran
+
+    def _written(self, report: Report, name: str) -> bytes:
+        return (report.folder / name).read_bytes() if name in report.sha256 else b""
+
+    def _keep(self, index: int, report: Report) -> None:
+        """Evaluation and rounds of a candidate, as far as they came to a good end."""
+        record, asked = self.records[index], self.request["candidates"][index]["evaluation"]
+        if asked and self._ended(index, "evaluation", report, "evaluation") is not None:
+            name = f"c{index}-evaluation.bin"
+            found, wanted = len(self._written(report, name)), blocks.block_bytes(
+                self.documents[index]["outputs"], asked["n"]
+            )
+            if found == wanted:
+                record["evaluation"] = {"n": asked["n"], "file": name, "sha256": report.sha256[name]}
+            else:
+                self._fail(index, "E_CRASH", f"evaluation: wrote {found} bytes of outputs, expected {wanted}")
+        for number in range(self.request["rounds"] if self.request["mode"] != "none" else 0):
+            if record["reasons"]:
+                return
+            ran = self._ended(index, f"round{number}", report, f"round {number}")
+            if ran is None:
+                return
+            try:
+                kept = self._counted(index, number, report) if self.counted else self._timed(index, number, ran, report)
+                record["rounds"].append(kept)
+            except (OSError, ValueError) as problem:
+                self._fail(index, "E_CRASH", f"round {number}: {problem}")
+
+    def _counted(self, index: int, number: int, report: Report) -> dict[str, Any]:
+        name = f"c{index}-round{number}.jsonl"
+        found = count.parse_counts(self._written(report, name).decode("utf-8", "replace"))
+        if not found:
+            raise ValueError("the counting plugin saw no inference")
+        return {"index": number, "file": name, "sha256": report.sha256[name], "count": len(found)}
+
+    def _timed(self, index: int, number: int, ran: Ran, report: Report) -> dict[str, Any]:
+        name = f"c{index}-round{number}.bin"
+        record = rounds.parse_round(ran.out.encode())
+        size = len(self._written(report, name))
+        if size != 8 * record["count"]:
+            raise ValueError(f"{size} bytes of samples for a count of {record['count']}")
+        seen = snapshot.surroundings(ran.before, ran.after, ran.clocks)
+        seen["window_s"] = float(self.profile["window_seconds"])
+        boot = ran.before.get("/proc/sys/kernel/random/boot_id")
+        starts = [at for at, (there, _) in enumerate(report.starts) if there == boot]
+        return {
+            **record, "index": number, "file": name, "sha256": sha256_file(report.folder / name),
+            "other_cpu": seen["other_cpu"], "start": starts[-1] if starts else 0, "environment": seen,
+            "memory": {**(record["memory"] or {}), "peak_rss": record["peak_rss_bytes"]},
+        }
