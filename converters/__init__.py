@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 CONVERTERS = {
     "neon": "edgesdk.converters.neon",
     "onnx": "edgesdk.converters.onnx",
+    "tensorrt": "edgesdk.converters.tensorrt",
     "tflite": "edgesdk.converters.tflite",
 }
 

@@ -132,8 +132,8 @@ class _CountedRound(Answer):
 class _TimedRound(_CountedRound):
     batch: Positive
     p50_ns: Whole
-    cold_load_ns: Whole
-    first_inference_ns: Whole
+    cold_load_ns: Whole | None
+    first_inference_ns: Whole | None
     peak_rss_bytes: Whole | None
     cpu_ns: Whole | None
     other_cpu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -248,7 +248,8 @@ def check_result(document: Any, request: Mapping[str, Any], where: str) -> dict[
         golden = record["golden"]
         if record["rounds"] and golden is None:
             raise Corrupt(f"{where}: malformed: {name} has rounds without a golden check")
-        least = 0 if request["mode"] == "none" else request["rounds"]
+        counts = request["mode"] == "timed" or (request["mode"] == "counted" and spec.get("countable", True))
+        least = request["rounds"] if counts else 0
         whole = golden and golden["passed"] and len(indices) >= least and (asked is None or record["evaluation"])
         if not whole and not record["reasons"]:
             raise Corrupt(f"{where}: malformed: {name} is not complete and gives no reason")

@@ -62,13 +62,13 @@ def write_measurement(
         try:
             if outcome.record is not None and outcome.raw is not None:
                 _fill(document, outcome.record, outcome.raw, new, board, facts, artifact)
-            _fill_figures(document, new, board, profile, target, facts)
+            _fill_figures(document, new, board, profile, target, facts, artifact)
         except (MeasureError, KeyError, TypeError, ValueError, ArithmeticError) as problem:
             text = problem.message if isinstance(problem, MeasureError) else repr(problem)
             text = text.replace(f"{new}/", "")  # a name that is gone when somebody reads it
             document["reasons"].append(f"{E_CRASH}: no figures follow from the raw files: {plain(text, 300)}")
             document["rounds"] = []
-            _fill_figures(document, new, board, profile, target, facts)
+            _fill_figures(document, new, board, profile, target, facts, artifact)
         document["valid"] = not document["reasons"]
         write_atomic(new / "measurement.json", canonical_json(document))
     return document
@@ -161,7 +161,8 @@ def _reason(entry: Mapping[str, Any], artifact: Artifact, facts: Mapping[str, An
 
 
 def _fill_figures(
-    document: dict[str, Any], folder: Path, board: Board, profile: Profile, target: Target, facts: Mapping[str, Any]
+    document: dict[str, Any], folder: Path, board: Board, profile: Profile, target: Target, facts: Mapping[str, Any],
+    artifact: Artifact,
 ) -> None:
     document["latency_ms"] = {
         "p50": None, "p90": None, "ci95": [None, None], "rounds": 0, "provenance": "unmeasured", "labels": [],
@@ -174,6 +175,8 @@ def _fill_figures(
         document["peak_rss_bytes"] = {"value": None, "provenance": "unmeasured", "reason": reason}
         if document["rounds"]:
             document["instructions"] = figures.instructions(folder, document, "emulated")
+        elif artifact.runtime.get("name") == "trtexec":
+            document["instructions"]["reason"] = "it runs on a GPU; here a stand-in answered in its place"
     elif document["rounds"]:
         document["latency_ms"] = figures.latency(folder, document)
         document["peak_rss_bytes"] = figures.peak_rss(document, board.provenance)

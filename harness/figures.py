@@ -188,7 +188,8 @@ def board_codes(facts: Mapping[str, Any]) -> list[str]:
     return codes
 
 
-def _median_ms(values: Sequence[int]) -> float | None:
+def _median_ms(values: Sequence[int | None]) -> float | None:
+    values = [value for value in values if value is not None]
     return float(np.median(np.asarray(values, dtype=np.float64))) / 1e6 if values else None
 
 

@@ -21,6 +21,7 @@ RUNTIMES = {
     "onnxruntime": {"onnxruntime": "onnxruntime"},
     "litert": {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime"},
     "neon": {},
+    "trtexec": {"tensorrt": "tensorrt"},
 }
 
 

@@ -129,16 +129,19 @@ class ShellMeasurement:
         program = self._blob(self.request["candidates"][index], self.documents[index]["executable"])
         return Step(f"c{index}-{name}", limit_s, program, tuple(words), setting)
 
-    def _golden(self, index: int) -> tuple[str, int, bytes]:
-        """(blob of inputs, rows, expected outputs) of a golden check; on an emulated board some of the rows."""
+    def _golden(self, index: int) -> tuple[str, int, dict[str, bytes]]:
+        """(blob of inputs, rows, expected outputs by side) of a golden check; on an emulated board some of the rows."""
         document, spec = self.documents[index], self.request["candidates"][index]
         golden = document["golden"]
         n, inputs = int(golden["n"]), self._blob(spec, golden["inputs"])
-        expected = self.blobs[self._blob(spec, golden["outputs"])].read_bytes()
+        sides = {side: golden[side] for side in ("outputs", "floats") if golden.get(side)}
+        expected = {side: self.blobs[self._blob(spec, path)].read_bytes() for side, path in sides.items()}
         if not self.counted or n <= steps.EMULATED_GOLDEN_ROWS:
             return inputs, n, expected
         some = [row * n // steps.EMULATED_GOLDEN_ROWS for row in range(steps.EMULATED_GOLDEN_ROWS)]
-        return self._rows(index, some), len(some), blocks.take_rows(expected, document["outputs"], n, some)
+        tensors = document["outputs"]
+        rows = {side: blocks.take_rows(data, tensors, n, some) for side, data in expected.items()}
+        return self._rows(index, some), len(some), rows
 
     def _rows(self, index: int, rows: list[int]) -> str:
         """The blob of some golden inputs."""
@@ -162,7 +165,8 @@ class ShellMeasurement:
         data = self._written(report, f"c{index}-golden.bin")
         _, n, expected = self._golden(index)
         document = self.documents[index]
-        verdict = blocks.judge(document["golden"]["tolerance"], expected, data, document["outputs"], n)
+        limits, tensors = document["golden"]["tolerance"], document["outputs"]
+        verdict = blocks.judge(limits, expected["outputs"], data, tensors, n, expected.get("floats"))
         reason = verdict.pop("reason")
         self.records[index]["golden"] = verdict
         if not verdict["passed"]:

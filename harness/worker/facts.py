@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from edgesdk.harness.worker import condition, launch, sensors, tuning
+from edgesdk.harness.worker import condition, launch, sensors, trtexec, tuning
 from edgesdk.harness.worker.system import device_tree, read_text
 
 RUNTIME_PACKAGES = {
@@ -125,7 +125,10 @@ def collect() -> "dict[str, Any]":
         "mem_total_bytes": memory.get("MemTotal"),
         "python": ".".join(str(part) for part in sys.version_info[:3]), "rapl": rails,
         "power": sensors.describe(),
-        "runtimes": {name: _runtime_version(*names) for name, names in sorted(RUNTIME_PACKAGES.items())},
+        "runtimes": {
+            **{name: _runtime_version(*names) for name, names in sorted(RUNTIME_PACKAGES.items())},
+            "tensorrt": trtexec.installed_version(),
+        },
     }
     facts.update(snapshot())
     return facts

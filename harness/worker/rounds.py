@@ -9,7 +9,8 @@ from typing import Any
 
 from edgesdk.harness.worker import blocks, child, count, store, timing
 
-ROUND_INTEGERS = ("count", "batch", "p50_ns", "cold_load_ns", "first_inference_ns")
+ROUND_INTEGERS = ("count", "batch", "p50_ns")
+LOADING = ("cold_load_ns", "first_inference_ns")
 MEMORY_KEYS = ("peak_rss", "anon", "file", "pss", "arena", "cgroup_peak", "nvmap")
 MOST_WARM_LOADS = 100
 COUNTED_INPUTS = 4
@@ -32,12 +33,16 @@ def parse_round(stdout: bytes) -> "dict[str, Any]":
     for key in ROUND_INTEGERS:
         if not _is_whole(found.get(key)):
             raise ValueError(f"edgesdk.round: {key} is {found.get(key)!r}, expected a whole number")
+    for key in LOADING:
+        # Null where the runner cannot tell (trtexec); never left out.
+        if key not in found or not (found[key] is None or _is_whole(found[key])):
+            raise ValueError(f"edgesdk.round: {key} is {found.get(key)!r}, expected a whole number or null")
     if found["count"] < 1 or found["batch"] < 1:
         raise ValueError("edgesdk.round: no samples")
     if type(found.get("steady")) is not bool:
         raise ValueError("edgesdk.round: steady is {!r}".format(found.get("steady")))
     # Only what is known goes on: the rest is whatever a runner likes to print.
-    record = {key: found[key] for key in ROUND_INTEGERS + ("steady",)}
+    record = {key: found[key] for key in ROUND_INTEGERS + LOADING + ("steady",)}
     for key in ("peak_rss_bytes", "cpu_ns", "window_start_ns", "window_end_ns"):
         record[key] = found[key] if _is_whole(found.get(key)) else None
     record["major_faults"] = found["major_faults"] if _is_whole(found.get("major_faults")) else None

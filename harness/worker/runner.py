@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from edgesdk.harness.worker import count, memory, store, timing
+from edgesdk.harness.worker import count, memory, store, timing, trtexec
 from edgesdk.harness.worker.runtimes import DTYPES, RUNTIMES, Runtime
 
 USAGE, BAD_INPUT, INTERNAL = 64, 65, 70
@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command `runtime`."""
-    parser.add_argument("runtime", choices=sorted(RUNTIMES))
+    parser.add_argument("runtime", choices=sorted([*RUNTIMES, "trtexec"]))
     parser.add_argument("artifact", help="folder with artifact.json and its files")
     commands = parser.add_subparsers(dest="action", parser_class=_Parser)
     commands.add_parser("info")
@@ -51,6 +51,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.action is None:
         sys.stderr.write("expected run, bench, count or info\n")
         return USAGE
+    if arguments.runtime == "trtexec":
+        return trtexec.main(arguments)
     try:
         document = store.read_json(os.path.join(arguments.artifact, "artifact.json"))
         runtime = RUNTIMES[arguments.runtime](arguments.artifact, document)

@@ -133,7 +133,7 @@ class _Job(Steps):
         self.golden(index)
         self.evaluate(index)
         for round_index in range(self.job["rounds"]):
-            if not self.candidates[index].failed:
+            if not self.candidates[index].failed and self.specs[index].get("countable", True):
                 self.counted_round(index, round_index)
 
     def time_all(self, start: int, clocks: tuning.Tuning) -> None:

@@ -67,8 +67,10 @@ def test_power_mode_and_clocks_keep_what_was_set(board: Board) -> None:
 def test_trtexec_wants_a_model(board: Board) -> None:
     program = "/usr/src/tensorrt/bin/trtexec"
     assert said(board, program)[0] == 1
-    code, text = said(board, f"{program} --onnx=/etc/hostname")
+    code, text = said(board, f"{program} --onnx=/etc/hostname --saveEngine=/tmp/engine; cmp /tmp/engine /etc/hostname")
     assert code == 0 and "Latency: min = 0.94249 ms" in text
+    code, text = said(board, f"{program} --onnx=/etc/hostname --what")
+    assert code == 1 and "Unknown option: --what" in text
 
 
 def test_another_recording_takes_over(board: Board) -> None:

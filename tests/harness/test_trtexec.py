@@ -1,0 +1,243 @@
+"""The runtime trtexec: its log and files in old and new spelling, its engine's cache, and whole measurements with the
+emulated Jetson's stand-in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness_artifacts import assert_measured, describe, golden_rows, onnx_artifact, weights
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgesdk.converters.artifact import write_artifact
+from edgesdk.harness import emulate
+from edgesdk.harness.board import Board
+from edgesdk.harness.measure import Evaluation, load_profile, measure
+from edgesdk.harness.replay import Frame, shipped
+from edgesdk.harness.verify import verify_measurement
+from edgesdk.harness.worker import trtexec
+from edgesdk.targets.target import Target, load_target
+from edgesdk.testing.needs import need
+
+QUICK = load_profile("quick")
+NEW = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --loadEngine=e
+[09/02/2024-17:47:01] [I] Engine deserialized in 0.0125 sec.
+[09/02/2024-17:47:04] [I] Throughput: 1574.34 qps
+[09/02/2024-17:47:04] [I] Latency: min = 0.94249 ms, max = 1.51343 ms, mean = 0.949318 ms, median = 0.948975 ms, \
+percentile(90%) = 0.951172 ms, percentile(95%) = 0.951843 ms, percentile(99%) = 0.953735 ms
+&&&& PASSED TensorRT.trtexec # trtexec
+"""
+MIDDLE = """[I] Latency: min = 1.1 ms, max = 2.5 ms, mean = 1.3 ms, median = 1.25 ms, percentile(99%) = 2 ms
+[I] End-to-End Host Latency: min = 2.1 ms, max = 9.5 ms, mean = 2.3 ms, median = 2.25 ms, percentile(99%) = 3 ms
+"""
+OLD = """[06/12/2022-22:34:00] [I] Host Latency
+[06/12/2022-22:34:00] [I] min: 1.64058 ms (end to end 1.66368 ms)
+[06/12/2022-22:34:00] [I] max: 6.2915 ms (end to end 7.65552 ms)
+[06/12/2022-22:34:00] [I] mean: 1.66069 ms (end to end 3.00909 ms)
+[06/12/2022-22:34:00] [I] median: 1.65601 ms (end to end 3.01636 ms)
+[06/12/2022-22:34:00] [I] percentile: 1.67065 ms at 99% (end to end 3.03931 ms at 99%)
+[06/12/2022-22:34:00] [I] throughput: 0 qps
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        (NEW, {"min": 0.94249, "max": 1.51343, "mean": 0.949318, "median": 0.948975, "percentile(90%)": 0.951172,
+               "percentile(95%)": 0.951843, "percentile(99%)": 0.953735}),
+        (MIDDLE, {"min": 1.1, "max": 2.5, "mean": 1.3, "median": 1.25, "percentile(99%)": 2}),
+        (OLD, {"min": 1.64058, "max": 6.2915, "mean": 1.66069, "median": 1.65601, "percentile(99%)": 1.67065}),
+        ("", {}), ("[I] Latency: median = 1.2.3 ms", {}),
+    ],
+)
+def test_latency_of_logs(log: str, found: dict[str, float]) -> None:
+    """Three spellings; the end-to-end latency is never taken for it."""
+    assert trtexec.parse_latency(log) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "version"), [("[TensorRT v8001]", "8.0.1"), ("[TensorRT v8502] # x", "8.5.2"),
+                          ("[TensorRT v100300] [b31]", "10.3.0"), ("[TensorRT v1]", None), ("", None)],
+)
+def test_version_of_logs(text: str, version: str | None) -> None:
+    """Four digits up to 9, six from 10 on."""
+    assert trtexec.parse_version(text) == version
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["latencyMs", "inMs", "computeMs", "outMs", "name", "values", "x"]), inner, max_size=4
+    ), max_leaves=12,
+)
+
+
+@given(JSON, st.text())
+def test_parsers_survive_junk(data: Any, text: str) -> None:
+    """Numbers, or a ValueError that says what is wrong."""
+    assert all(value >= 0 for value in trtexec.parse_latency(text).values())
+    assert trtexec.parse_version(text) is None
+    for parse in (trtexec.parse_times, lambda found: trtexec.parse_output(found, [LOGITS])):
+        try:
+            assert parse(data)
+        except ValueError as problem:
+            assert str(problem)
+
+
+LOGITS = {"name": "logits", "dtype": "float32", "shape": [1, 3]}
+
+
+def test_exported_files() -> None:
+    """Copies count; older files have no sum."""
+    entries = [{"latencyMs": 1.5, "computeMs": 1.0}, {"inMs": 0.25, "computeMs": 1.0, "outMs": 0.5}]
+    assert trtexec.parse_times(entries) == [1500000, 1750000]
+    data = [{"name": "logits", "dimensions": "1x3", "values": [1, 2.5, -3]}]
+    assert trtexec.parse_output(data, [LOGITS]) == [np.array([1, 2.5, -3], "<f4").tobytes()]
+    for wrong in ([{"name": "logits", "values": [1, 2]}], [{"name": "logits", "values": [1, 2, float("nan")]}], {}):
+        with pytest.raises(ValueError):
+            trtexec.parse_output(wrong, [LOGITS])
+
+
+def gpu_artifact(folder: Path, wrong: bool = False, n: int = 3) -> Path:
+    """`onnx_artifact` for trtexec, with few golden rows."""
+    onnx_artifact(folder)
+    rows = golden_rows(n)
+    artifact = describe("tiny-fp16-tensorrt", {"name": "trtexec", "model": "model.onnx", "precision": "fp16"},
+                        ["model.onnx"])
+    artifact = dataclasses.replace(artifact, golden=dataclasses.replace(artifact.golden, n=n))
+    import onnx
+
+    model = onnx.load(folder / "model.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, folder / "model.onnx")
+    write_artifact(folder, artifact, [rows], [rows @ weights() + (1.0 if wrong else 0.0)])
+    return folder
+
+
+@pytest.fixture
+def gpu(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    """This machine with the stand-in of the emulated Jetson; each call leaves a line in `calls`."""
+    standins = files("edgesdk.harness.emulate").joinpath("assets", "standins")
+    head = standins.joinpath("answer.sh").read_text().replace("/usr/lib/edgesdk-answers", str(tmp_path / "answers"))
+    body = standins.joinpath("trtexec.sh").read_text().replace("python3 -", f"{sys.executable} -")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/trtexec").write_text(head + f'echo "$*" >> {tmp_path}/calls\n' + body)
+    (tmp_path / "bin/trtexec").chmod(0o755)
+    recording = shipped("jetson/orin-nano")
+    assert recording is not None
+    frame = recording.command("trtexec", 0)
+    assert frame is not None
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers/trtexec").write_text(f"0\n{frame.text}\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return host
+
+
+def run(board: Board, target: Target, folder: Path, artifact: Path, **changes: Any) -> dict[str, Any]:
+    """Measure one artifact; the document verifies."""
+    values: dict[str, Any] = {"evaluation": None, "profile": QUICK, "seed": 0, "workdir": folder / "work", **changes}
+    (document,) = measure(board, target, [artifact], **values)
+    verify_measurement(folder / "work" / document["artifact"])
+    return document
+
+
+def test_a_timed_measurement(gpu: Board, target: Target, tmp_path: Path) -> None:
+    """One engine for all calls and for the next measurement; samples, load time and outputs are those that it gave."""
+    artifact = gpu_artifact(tmp_path / "a")
+    document = run(gpu, target, tmp_path, artifact, evaluation=Evaluation([golden_rows(2, 1)], 2))
+    assert document["valid"], document["reasons"]
+    assert document["golden"]["passed"] and document["evaluation"]["n"] == 2
+    assert document["latency_ms"]["p50"] == pytest.approx(0.948975, rel=1e-6)
+    assert document["loading_ms"]["cold_load"] == 12.5 and document["loading_ms"]["first_inference"] is None
+    assert document["facts"]["runtimes"]["tensorrt"] == "unknown"  # the stand-in brings no library
+    run(gpu, target, tmp_path, artifact)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum("--saveEngine" in call for call in calls) == 1
+    assert all("--fp16" in call for call in calls if "--saveEngine" in call)
+    assert sum("--exportTimes" in call for call in calls) == 4 and sum("--exportOutput" in call for call in calls) == 8
+
+
+def test_a_wrong_engine_is_never_timed(gpu: Board, target: Target, tmp_path: Path) -> None:
+    """The golden check comes first, as for every runtime."""
+    document = run(gpu, target, tmp_path, gpu_artifact(tmp_path / "a", wrong=True))
+    (reason,) = document["reasons"]
+    assert reason.startswith("E_ACCURACY") and "--exportTimes" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace('cp "$model" "$save"', "false"), "trtexec failed"),
+        (lambda text: text.replace('cp "$model" "$save"', "true"), "wrote no engine"),
+        (lambda text: text.replace('latencyMs\\":%s', 'latencyMs\\":7%s'), "the log claims a median of 0.948975 ms"),
+        (lambda text: text.replace('latencyMs\\":%s', 'latencyMs\\":-%s'), "something else than times"),
+        (lambda text: text.replace('"values": found.ravel().tolist()', '"values": [0]'), "no 3 values of logits"),
+    ],
+)
+def test_faults_of_trtexec(gpu: Board, target: Target, tmp_path: Path, change: Any, words: str) -> None:
+    """Each is a reason, and no engine that is half there stays."""
+    program = tmp_path / "bin/trtexec"
+    program.write_text(change(program.read_text()))
+    (reason,) = run(gpu, target, tmp_path, gpu_artifact(tmp_path / "a"))["reasons"]
+    assert words in reason and reason.startswith("E_CRASH")
+    if "engine" in words or words == "trtexec failed":
+        assert not list((tmp_path / "home/.edgesdk/artifacts").glob("*/engines/*.plan"))
+
+
+def test_a_board_without_it(host: Board, target: Target, tmp_path: Path) -> None:
+    """Known before anything is sent."""
+    (reason,) = run(host, target, tmp_path, gpu_artifact(tmp_path / "a"))["reasons"]
+    assert reason.startswith("E_PREFLIGHT: tensorrt is not installed")
+
+
+def test_the_version_is_that_of_the_library(gpu: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest one that lies there."""
+    for version in ("8.6.2", "10.3.0", "x"):
+        (tmp_path / f"libnvinfer.so.{version}").touch()
+    monkeypatch.setattr(trtexec, "LIBRARIES", (f"{tmp_path}/libnvinfer.so.*",))
+    assert trtexec.installed_version() == "10.3.0"
+
+
+@pytest.fixture(scope="module")
+def jetson() -> Iterator[Board]:
+    """An emulated Jetson of its own."""
+    need(not emulate.missing(), "; ".join(emulate.missing()))
+    own = load_target("jetson/orin-nano").model_copy(update={"aliases": ("jetson-trtexec",)})
+    whole = shipped("jetson/orin-nano")
+    assert whole is not None
+    cool = {path: (Frame(at_s=0, text="41000"),) for path in whole.files if path.startswith("/sys/class/thermal/")
+            and path.endswith("/temp")}
+    recording = whole.without_power().model_copy(update={"files": {**whole.without_power().files, **cool}})
+    with emulate.emulated(own, recording=recording) as running:
+        yield running
+
+
+def test_on_the_emulated_jetson(jetson: Board, tmp_path: Path) -> None:
+    """The whole path over SSH; no time and no instructions are claimed, and the reason is said."""
+    target = load_target("jetson/orin-nano")
+    document = run(jetson, target, tmp_path, gpu_artifact(tmp_path / "a"), evaluation=Evaluation([golden_rows(2)], 2))
+    assert document["valid"], document["reasons"]
+    assert document["provenance"] == "emulated" and document["golden"]["passed"] and document["golden"]["n"] == 2
+    assert document["latency_ms"]["p50"] is None and document["instructions"]["provenance"] == "unmeasured"
+    assert "stand-in" in document["instructions"]["reason"] and document["evaluation"] is None
+    assert document["facts"]["runtimes"]["tensorrt"] == "10.3.0"
+    assert json.loads((tmp_path / "work" / document["artifact"] / "measurement.json").read_bytes())["valid"]
+
+
+def test_rounds_on_the_emulated_jetson(jetson: Board, tmp_path: Path) -> None:
+    """Taken for a real board, it is timed: the rounds are those of the recorded log."""
+    real = dataclasses.replace(jetson, emulated=False, counting_plugin=None)
+    document = run(real, load_target("jetson/orin-nano"), tmp_path, gpu_artifact(tmp_path / "a", n=1))
+    assert_measured(document)
+    if document["rounds"]:
+        assert {entry["p50_ns"] for entry in document["rounds"]} == {948975}
