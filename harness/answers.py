@@ -45,6 +45,8 @@ class Snapshot(Answer):
     throttle_count: Whole | None = None
     throttled: Whole | None = None
     wall_clock_s: Whole | None = None
+    gpu_load: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    clock_synchronized: bool | None = None
 
 
 class Power(Answer):
@@ -73,6 +75,8 @@ class Facts(Snapshot):
     machine_id: Text | None = None
     memory_cgroup: bool | None = None
     jetson_release: Text | None = None
+    command_line_sha256: Digest | None = None
+    firmware: Text | None = None
     linger: bool | None = None
     libc: Text | None = None
     mem_total_bytes: Whole | None = None

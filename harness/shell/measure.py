@@ -218,8 +218,9 @@ class ShellMeasurement:
         if ran.overdue:
             self._fail(index, "E_TIMEOUT", f"{what}: no end in time, killed")
             return None
-        killed = snapshot.oom_kills(ran.after) > snapshot.oom_kills(ran.before)
-        code, reason = child.describe_status(ran.code << 8, killed, " ".join(ran.err.split())[-600:])
+        kills = snapshot.oom_kills(ran.before), snapshot.oom_kills(ran.after)
+        counted = f"; vmstat: oom_kill {kills[0]} → {kills[1]}" if kills[1] > kills[0] else ""
+        code, reason = child.describe_status(ran.code << 8, counted, " ".join(ran.err.split())[-600:])
         if code:
             self._fail(index, code, f"{what}: {reason}")
         return None if code else ran

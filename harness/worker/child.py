@@ -1,12 +1,15 @@
 """Run one child process: own session, files for its output, a hard deadline, and words for how it ended."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
+
+from edgesdk.harness.worker.system import read_text
 
 OUTPUT_LIMIT = 1 << 20
 FILE_LIMIT = 4 << 30
@@ -24,15 +27,15 @@ class Ended:
         self.cpu_s = cpu_s
 
 
-def _oom_kills() -> int:
-    try:
-        with open("/proc/vmstat") as stream:
-            for line in stream:
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    except (OSError, ValueError):
-        pass
-    return 0
+def _oom_kills() -> "tuple[str, int]":
+    """Where the kernel counts what it killed for memory, and the count: of this control group, else of the board."""
+    group = re.search(r"^0::(/[^\n]*)$", read_text("/proc/self/cgroup") or "", re.MULTILINE)
+    places = ["/sys/fs/cgroup" + group.group(1).rstrip("/") + "/memory.events"] if group else []
+    for path in places + ["/proc/vmstat"]:
+        found = re.search(r"^oom_kill ([0-9]{1,12})$", read_text(path) or "", re.MULTILINE)
+        if found:
+            return os.path.basename(path), int(found.group(1))
+    return "", 0
 
 
 def _tail(path: str, size: int = 600) -> str:
@@ -106,7 +109,9 @@ def run_child(
         stdout = stream.read(OUTPUT_LIMIT)
     if timed_out:
         return Ended("E_TIMEOUT", f"no end after {limit_s:.0f} s, killed", stdout, wall, cpu)
-    code, reason = describe_status(status, _oom_kills() > kills, _tail(error_path))
+    where, after = _oom_kills()
+    counted = f"; {where}: oom_kill {kills[1]} → {after}" if after > kills[1] else ""
+    code, reason = describe_status(status, counted, _tail(error_path))
     return Ended(code, reason, stdout, wall, cpu)
 
 
@@ -155,8 +160,9 @@ def _wait(process: "subprocess.Popen[bytes]", deadline: float, tick: "Callable[[
         pause = min(pause * 1.5, 0.25)
 
 
-def describe_status(status: int, oom_killed: bool, stderr: str) -> "tuple[str, str]":
-    """(rejection code, reason) of a wait status; ("", "") for success."""
+def describe_status(status: int, oom_kills: str, stderr: str) -> "tuple[str, str]":
+    """(rejection code, reason) of a wait status; ("", "") for success. `oom_kills` says how the kernel's count of kills
+    for memory grew meanwhile, "" where it did not."""
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
         return "", ""
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -169,8 +175,8 @@ def describe_status(status: int, oom_killed: bool, stderr: str) -> "tuple[str, s
         name = f"signal {number}"
     tail = ": " + stderr if stderr else ""
     memory_words = ("MemoryError", "bad_alloc", "Cannot allocate memory", "out of memory")
-    if (number == signal.SIGKILL and oom_killed) or any(word in stderr for word in memory_words):
-        return "E_OOM", "out of memory ({}){}".format(name or f"exit {exit_status}", tail)
+    if (number == signal.SIGKILL and oom_kills) or any(word in stderr for word in memory_words):
+        return "E_OOM", "out of memory ({}{}){}".format(name or f"exit {exit_status}", oom_kills, tail)
     if name:
         return "E_CRASH", f"killed by {name}{tail}"
     text = EXIT_TEXTS.get(exit_status, "failed")

@@ -1,14 +1,16 @@
 """Cheap facts about the board. Each one may be missing: the value is then None, never a guess."""
 
 import glob
+import hashlib
 import importlib.util
 import os
 import platform
+import re
 import sys
 import time
 from typing import Any
 
-from edgesdk.harness.worker import condition, launch, sensors, trtexec, tuning
+from edgesdk.harness.worker import condition, gpu, launch, sensors, trtexec, tuning
 from edgesdk.harness.worker.system import device_tree, read_text
 
 RUNTIME_PACKAGES = {
@@ -77,7 +79,8 @@ def snapshot() -> "dict[str, Any]":
         "boot_id": boot_id(), "uptime_s": _uptime(),
         "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "power_mode": tuning.power_mode(), "throttle_count": condition.throttle_count(),
-        "throttled": condition.throttled_bits(), "wall_clock_s": int(time.time()),
+        "throttled": condition.throttled_bits(), "wall_clock_s": int(time.time()), "gpu_load": gpu.load(),
+        "clock_synchronized": _clock_synchronized(),
     }
 
 
@@ -96,6 +99,23 @@ def _uptime() -> "float | None":
 
 def _difference(whole: "int | None", part: "int | None") -> "int | None":
     return None if whole is None or part is None else max(0, whole - part)
+
+
+def _clock_synchronized() -> "bool | None":
+    """Has systemd's own client set the clock since boot? None where another one, or none, is in charge."""
+    return os.path.exists("/run/systemd/timesync/synchronized") if os.path.isdir("/run/systemd/timesync") else None
+
+
+def _command_line() -> "str | None":
+    """Digest of the kernel's command line: with model and kernel, what booted."""
+    text = read_text("/proc/cmdline")
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _firmware() -> "str | None":
+    """The version line of a Raspberry Pi's firmware."""
+    found = re.search(r"^version ([0-9a-f]{8,64})", tuning.run(["vcgencmd", "version"]) or "", re.MULTILINE)
+    return found.group(1) if found else None
 
 
 def _libc() -> "str | None":
@@ -121,6 +141,7 @@ def collect() -> "dict[str, Any]":
         "cpu_model": cpu["model"], "cpu_part": cpu["part"], "cpu_features": cpu["features"],
         "board_model": device_tree("model"), "serial": device_tree("serial-number") or cpu["serial"],
         "machine_id": read_text("/etc/machine-id"), "memory_cgroup": _memory_cgroup(),
+        "command_line_sha256": _command_line(), "firmware": _firmware(),
         "jetson_release": read_text("/etc/nv_tegra_release", 400), "libc": _libc(), "linger": launch.has_linger(),
         "mem_total_bytes": memory.get("MemTotal"),
         "python": ".".join(str(part) for part in sys.version_info[:3]), "rapl": rails,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edgesdk.harness.worker import condition
+from edgesdk.harness.worker import condition, gpu
 from edgesdk.harness.worker.codes import LIVE_BITS, UNDERVOLT_BITS
 from edgesdk.harness.worker.system import PROC, read_text
 
@@ -106,6 +106,12 @@ def check_idle(seconds: float) -> "list[dict[str, str]]":
     return [_fault("E_BACKGROUND_LOAD", "; ".join(texts))] if texts else []
 
 
+def check_gpu() -> "list[dict[str, str]]":
+    """Nobody else on the GPU of a Jetson, which shares its memory and its clocks with the processor."""
+    words = gpu.users()
+    return [_fault("E_BACKGROUND_LOAD", "; ".join(words))] if words else []
+
+
 def busy_share() -> "tuple[int, int] | None":
     """(busy, all) clock ticks of all cores since boot."""
     try:
@@ -156,8 +162,10 @@ def check_all(
     """All checks; strict ones wait for idleness and for a cool board as long as the profile says."""
     faults = check_disk(state, needed) + check_memory(available, needed) + check_throttle()
     idle_seconds = float(profile.get("idle_seconds", 0))
-    faults += wait_until(
-        lambda: check_idle(idle_seconds), float(profile.get("idle_wait_seconds", 0)) if strict else 0.0, tick
-    )
+
+    def idle() -> "list[dict[str, str]]":
+        return check_idle(idle_seconds) + (check_gpu() if idle_seconds > 0 else [])
+
+    faults += wait_until(idle, float(profile.get("idle_wait_seconds", 0)) if strict else 0.0, tick)
     wait = float(profile.get("cool_wait_seconds", 0)) if strict else 0.0
     return faults + wait_until(check_cool, wait, tick)

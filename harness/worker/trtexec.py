@@ -89,10 +89,9 @@ def parse_times(data: "Any") -> "list[int]":
     for entry in data:
         if not isinstance(entry, dict):
             raise ValueError("the exported times are malformed")
-        values = [entry.get("latencyMs")]
-        if values[0] is None:
-            values = [entry.get(key) for key in ("inMs", "computeMs", "outMs")]
-        if not all(type(value) in (int, float) and 0 <= value < 1e7 for value in values) or not sum(values) > 0:
+        keys = ["latencyMs"] if entry.get("latencyMs") is not None else ["inMs", "computeMs", "outMs"]
+        values = [float(entry[key]) for key in keys if type(entry.get(key)) in (int, float)]
+        if len(values) != len(keys) or not all(0 <= value < 1e7 for value in values) or not sum(values) > 0:
             raise ValueError(f"the exported times hold something else than times: {entry!r:.80}")
         samples.append(max(1, int(round(sum(values) * 1e6))))
     return samples

@@ -74,7 +74,7 @@ def add(
             return
         _pin_key(board, fingerprint)
         _survey(_listed(farm, name), farm, noise)
-    except (EdgeSDKError, KeyboardInterrupt, typer.Abort):
+    except BaseException:
         remove_board(farm, name)  # a board that could not be added leaves no entry
         raise
     say(f"added {name} to {farm}")

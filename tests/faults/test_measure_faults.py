@@ -125,11 +125,11 @@ def test_fault_21_throttled_in_the_middle_of_a_round(
 def test_fault_29_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL while the kernel's count of such kills grew is E_OOM; the same signal alone is a crash."""
     kills = iter([3, 4, 4, 4])
-    monkeypatch.setattr(child, "_oom_kills", lambda: next(kills))
+    monkeypatch.setattr(child, "_oom_kills", lambda: ("memory.events", next(kills)))
     argv = ["sh", "-c", "kill -9 $$"]
     first, second = (child.run_child(argv, str(tmp_path), 60, lambda: None, {}) for _ in range(2))
     assert (first.code, second.code) == ("E_OOM", "E_CRASH")
-    assert "out of memory (SIGKILL)" in first.reason and "SIGKILL" in second.reason
+    assert "out of memory (SIGKILL; memory.events: oom_kill 3 → 4)" in first.reason and "SIGKILL" in second.reason
     assert not (tmp_path / "child").exists()
 
 

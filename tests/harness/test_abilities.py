@@ -46,7 +46,7 @@ def test_a_whole_board_can_all_but_count() -> None:
         ({"governor": None}, "fixed clock", "no cpufreq"),
         ({"memory_cgroup": False}, "memory of the control group", "cgroup_enable=memory"),
         ({"throttled": None}, "throttling", "neither vcgencmd"),
-        ({"runtimes": {"onnxruntime": "1.2.0"}}, "runtime onnxruntime", "1.2.0, >=1.16 is wanted"),
+        ({"runtimes": {"onnxruntime": "1.2.0"}}, "runtime onnxruntime", "1.2.0, >=1.18 is wanted"),
     ],
 )
 def test_what_is_missing_is_said(changes: dict[str, Any], what: str, words: str) -> None:

@@ -1,0 +1,81 @@
+"""Other users of a Jetson's GPU, as /sys, nvmap, tegrastats and nvidia-smi show them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgesdk.harness.worker import gpu, ready
+
+CLIENTS = """CLIENT                        PROCESS      PID        SIZE
+user                         gpu_burn     7979   23525644K
+user                             Xorg     2651      17876K
+total                                            23549320K
+"""
+LINE = "RAM 3168/6851MB (lfb 2x4MB) CPU [23%@1397] EMC_FREQ 2%@204 GR3D_FREQ 37%@[114] VDD_IN 2763mW/2846mW"
+THOR = "RAM 4722/7844MB (lfb 1x512kB) EMC_FREQ 2%@1866 GR3D_FREQ @[1000,1000,1000] APE 150"
+
+
+@pytest.fixture
+def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Jetson: a release file, nothing in /sys, no commands."""
+    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.4")
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(gpu, "RELEASE", str(tmp_path / "release"))
+    monkeypatch.setattr(gpu, "NVMAP", str(tmp_path / "clients"))
+    monkeypatch.setattr(gpu, "SYS", str(tmp_path / "sys"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    return tmp_path
+
+
+def command(folder: Path, name: str, text: str) -> None:
+    (folder / "bin" / name).write_text("#!/bin/sh\n" + text)
+    (folder / "bin" / name).chmod(0o755)
+
+
+def test_an_idle_gpu(jetson: Path) -> None:
+    """Nothing there: nothing said. A desktop that holds memory is no user."""
+    assert gpu.load() is None and ready.check_gpu() == []
+    (jetson / "clients").write_text(CLIENTS.replace("gpu_burn", "gnome-shell"))
+    path = jetson / "sys/devices/platform/gpu.0/load"
+    path.parent.mkdir(parents=True)
+    path.write_text("31\n")
+    assert gpu.load() == 0.031 and ready.check_gpu() == []
+
+
+def test_each_sign_of_another_user(jetson: Path) -> None:
+    """Its load, its memory, its process; all in one fault with the code of other work."""
+    path = jetson / "sys/class/devfreq/17000000.gpu/device/load"
+    path.parent.mkdir(parents=True)
+    path.write_text("870\n")
+    (jetson / "clients").write_text(CLIENTS)
+    command(jetson, "nvidia-smi", "echo '4711, 120 MiB'\n")
+    (fault,) = ready.check_gpu()
+    assert fault == {"code": "E_BACKGROUND_LOAD", "text": (
+        "the GPU is 87 % busy; memory of the GPU is held by gpu_burn; compute processes on the GPU: 4711"
+    )}
+
+
+def test_tegrastats_where_sys_does_not_tell(jetson: Path) -> None:
+    """One line is read of a program that never ends; Thor's has no percentage."""
+    command(jetson, "tegrastats", f"while :; do echo '{LINE}'; sleep 0.1; done\n")
+    assert gpu.load() == 0.37
+    assert gpu.parse_gr3d(THOR) is None
+
+
+def test_other_boards_are_not_asked(jetson: Path) -> None:
+    """A graphics card of a desktop machine is none of our business."""
+    (jetson / "release").unlink()
+    command(jetson, "nvidia-smi", "echo '4711, 120 MiB'\n")
+    assert gpu.users() == [] and gpu.load() is None
+
+
+@given(st.text())
+def test_parsers_survive_junk(text: str) -> None:
+    """Nothing, or something plausible."""
+    share = gpu.parse_gr3d(text)
+    assert share is None or 0 <= share <= 1
+    assert all(pid >= 0 for pid in gpu.parse_apps(text)) and isinstance(gpu.parse_clients(text), list)
