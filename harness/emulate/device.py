@@ -30,7 +30,8 @@ _FEATURES: tuple[tuple[str, str | None], ...] = (
     ("asimddp", "dotprod"),
     ("i8mm", "i8mm"),
 )
-_STEPPING = {"0xd0b": (4, 1), "0xd08": (0, 3), "0xd03": (0, 4), "0xd07": (1, 1)}  # part: variant, revision, as the boards report them
+# part: variant, revision, as the boards report them
+_STEPPING = {"0xd0b": (4, 1), "0xd08": (0, 3), "0xd03": (0, 4), "0xd07": (1, 1)}
 _TEMPERATURE = 48312  # thousandths of a degree Celsius, constant: a plausible idle board
 
 

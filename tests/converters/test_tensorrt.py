@@ -45,7 +45,8 @@ def test_it_answers_as_the_package(kind: str, tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "a") as folder:
         artifact = tensorrt.convert(package, TARGET, folder)
     assert (artifact.scheme, artifact.runtime["name"], artifact.work) == ("fp16", "trtexec", "constant")
-    assert (artifact.golden.kind, artifact.golden.limit, artifact.golden.labels_equal) == tolerance("fp16")
+    golden = artifact.golden
+    assert (golden.kind, golden.limit, golden.labels_equal, golden.noise_db) == tolerance("fp16")
     found, expected = outputs(tmp_path / "a")
     assert found.dtype == np.float32 and sqnr_db(expected, found) > 40
     model = onnx.load(tmp_path / "a/model.onnx")
