@@ -51,6 +51,7 @@ def add(
     farm: Farm = FARM,
 ) -> None:
     """Write a board into farm.toml, pin its host key and identity, and say what can be measured on it."""
+    from edgesdk.harness import emulate
     from edgesdk.harness.connection import scan_board
     from edgesdk.harness.farm import add_board
     from edgesdk.harness.unlist import remove_board
@@ -60,6 +61,9 @@ def add(
     wanted = load_target(target)
     if wanted.name == "host":
         raise ConfigError("target host is this machine, which needs no entry", "edgesdk boards probe host")
+    twin = next((board for board in emulate.running() if (board.host, board.port) == (host, port)), None)
+    if twin is not None:  # under another name its numbers would be called measured
+        raise ConfigError(f"{plain(address, 120)} is the emulated board {twin.name}", f"--board {twin.name}, as it is")
     name = name or host.partition(".")[0].lower()
     values = {"target": wanted.name, "host": host, "user": user, "port": port, "key": key, "python": python}
     board = add_board(farm, name, values)
