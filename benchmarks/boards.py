@@ -87,19 +87,25 @@ def main() -> None:
 
 
 def write() -> None:
-    """Write the document from the parts that are kept."""
+    """Write the document: parts that are kept here, and of the others what the document says already."""
+    path = FOLDER / "boards.json"
+    before = json.loads(path.read_bytes()) if path.exists() else {"figures": [], "part_seconds": {}}
+    known = {entry["figure"]: entry for entry in before["figures"]}
     entries = []
     seconds = {}
     for part, (_, _, figures) in PARTS.items():
         kept = KEPT / f"{part}.json"
         found = json.loads(kept.read_bytes()) if kept.exists() else {"figures": {}, "seconds": None}
-        seconds[part] = found["seconds"]
+        seconds[part] = found["seconds"] if kept.exists() else before["part_seconds"].get(part)
         for name, unit, goal in figures:
+            if not kept.exists() and name in known:
+                entries.append(known[name])
+                continue
             value, met, provenance, more = found["figures"].get(name, (None, False, "unmeasured", {}))
             met = False if value is None else met
             how = {} if value is None else {key: found[key] for key in ("load", "real_time") if key in found}
             entries.append(figure(name, value, unit, goal, met, provenance) | more | how)
-    write_result("boards", entries, extra={"part_seconds": seconds}, path=FOLDER / "boards.json")
+    write_result("boards", entries, extra={"part_seconds": seconds}, path=path)
 
 
 if __name__ == "__main__":
