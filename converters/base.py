@@ -109,8 +109,8 @@ def golden(package: Package) -> tuple[Golden, Arrays, Arrays, Arrays]:
 
 
 def storage_notes(package: Package, packed: bool) -> tuple[str, ...]:
-    """What an artifact's reader must know of 4-bit and sparse weights: only the ONNX file keeps them small (`packed`),
-    and in memory they are int8 and dense everywhere."""
+    """What an artifact's reader must know of 4-bit and sparse weights: the ONNX file keeps them small (`packed`),
+    its runtime makes them int8 and dense; TFLite has them so in the file. NEON binaries keep both small."""
     notes = []
     encodings = package.encodings
     bits = {encoding.bits for encoding in encodings.weights.values()} if encodings is not None else set()

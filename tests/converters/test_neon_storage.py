@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_graphs import Sample, make, sqnr_db
+from onnx import TensorProto
+from sample_graphs import SEQUENCE, Sample, make, sample, sqnr_db
 from test_neon_kernels import Driver, driver, floats, program, round_up, rows_of, shapes
 from test_neon_models import Built
 
@@ -32,6 +34,7 @@ from edgesdk.converters.neon.storage import (
     unpack_four_bits,
 )
 from edgesdk.converters.neon.toolchain import find_all
+from edgesdk.errors import UnsupportedOp
 from edgesdk.testing.needs import need
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
@@ -265,3 +268,34 @@ def test_sparse_models_answer_as_dense_ones(scheme: str, tmp_path: Path, monkeyp
     assert any("stored and computed dense" in note for note in found[1].artifact.notes)
     sizes = [built.artifact.runtime["weight_bytes"] for built in found]
     assert sizes[0] < 0.8 * sizes[1] and found[0].artifact.bytes < found[1].artifact.bytes
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("change", ["mask cut", "values cut", "mask empty", "multipliers cut"])
+def test_cut_sparse_data_is_refused(scheme: str, change: str) -> None:
+    """One message that names the node and says what does not fit; nothing is built."""
+    model = onnx.load_from_string(sample("sparse", scheme).graph)
+    part, _, action = change.partition(" ")
+    endings = {"mask": (".mask",), "values": (".values", ".q"), "multipliers": (".multiplier",)}[part]
+    names = [entry.name for entry in model.graph.initializer if entry.name.startswith("layers.0.ffn.up.weight")]
+    found = [name for name in names if name.endswith(endings)]
+    if not found:
+        pytest.skip(f"{scheme} has no {part}")
+    tensor = next(entry for entry in model.graph.initializer if entry.name == found[0])
+    size = tensor.dims[0]
+    keep = 0 if action == "empty" else size // 2
+    tensor.dims[0] = keep
+    elements, two_in_a_byte = int(np.prod(tensor.dims)), tensor.data_type in (TensorProto.INT4, TensorProto.UINT4)
+    tensor.raw_data = tensor.raw_data[: (elements + 1) // 2 if two_in_a_byte else elements]
+    with pytest.raises(UnsupportedOp, match=r"layers\.0\.ffn\.up\.weight"):
+        make_plan(model.SerializeToString(), SEQUENCE)
+
+
+def test_low_rank_pairs_stay_in_int8() -> None:
+    """Static pairs hand over their integers: no float tensor lies between the two layers."""
+    steps = make_plan(sample("low_rank", "w8a8").graph, SEQUENCE).steps
+    first = [step for step in steps if isinstance(step, Dense) and step.linears[0].name.endswith(".v")]
+    second = {step.source.name for step in steps if isinstance(step, Dense) and step.linears[0].name.endswith(".u")}
+    assert len(first) == 4
+    for step in first:
+        assert step.result.layout == "packed_a" and step.result.name in second
