@@ -6,9 +6,11 @@ import ast
 import io
 import json
 import math
+import os
 import struct
 import zipfile
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from edgesdk.harness.pack import pack_worker
 from edgesdk.harness.protocol import PROFILES, interval
-from edgesdk.harness.worker import blocks, child, count, facts, rounds, store, timing
+from edgesdk.harness.worker import blocks, child, count, facts, result, rounds, store, timing
 
 FOLDER = files("edgesdk.harness.worker")
 SOURCES = {entry.name: entry.read_text() for entry in FOLDER.iterdir() if entry.name.endswith(".py")}
@@ -296,3 +298,15 @@ def _standard_library() -> frozenset[str]:
     import sys
 
     return sys.stdlib_module_names
+
+
+def test_results_of_a_board_whose_clock_stands_at_1970(tmp_path: Path) -> None:
+    """Zip knows no time before 1980: the entries carry none."""
+    (tmp_path / "c0-round0.bin").write_bytes(b"samples")
+    os.utime(tmp_path / "c0-round0.bin", (3600, 3600))
+    ended = result.write_result(str(tmp_path), str(tmp_path), {"format": "x"}, ["c0-round0.bin"])
+    with zipfile.ZipFile(tmp_path / "result.zip") as archive:
+        assert archive.read("c0-round0.bin") == b"samples"
+        assert json.loads(archive.read("result.json")) == {"format": "x"}
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert ended["sha256"] == store.sha256_file(str(tmp_path / "result.zip"))
