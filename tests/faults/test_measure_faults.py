@@ -88,7 +88,7 @@ def test_fault_10_boot_loop(
     assert issubclass(Rebooting, SET_ASIDE)
 
 
-def test_fault_20_board_clock_at_1970(
+def test_a_clock_at_1970_as_the_host_sees_it(
     host: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wrong clock is noted and labelled; durations and the time of the measurement do not come from it."""
