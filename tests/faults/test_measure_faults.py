@@ -122,7 +122,7 @@ def test_fault_21_throttled_in_the_middle_of_a_round(
     assert names == {"round-0-rejected-0.bin", "round-0-rejected-1.bin"}
 
 
-def test_fault_29_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_for_memory_and_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL while the kernel's count of such kills grew is E_OOM; the same signal alone is a crash."""
     kills = iter([3, 4, 4, 4])
     monkeypatch.setattr(child, "_oom_kills", lambda: ("memory.events", next(kills)))

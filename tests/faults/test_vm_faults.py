@@ -24,6 +24,7 @@ from edgesdk.targets import Target, load_target
 DEADLINE_SECONDS = 600.0
 QUICK = dataclasses.replace(load_profile("quick"), probe_seconds=0)
 SHORT_CODES = {*LOAD_CODES, "E_IMPLAUSIBLE"}
+GROUP = "/sys/fs/cgroup/small"
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,19 @@ def test_fault_20_board_clock_at_1970_and_a_jump_in_the_run(vm: Board, rpi4: Tar
     assert "clock" in document["latency_ms"]["labels"] and not any("E_CLOCK" in text for text in document["reasons"])
     assert abs(datetime.fromisoformat(document["started"]) - datetime.now(UTC)) < timedelta(hours=1)
     assert all(0 < entry["p50_ns"] < 1e9 and entry["environment"]["wall_s"] < 600 for entry in document["rounds"])
+
+
+def test_fault_29_out_of_memory(vm: Board, rpi4: Target, tmp_path: Path) -> None:
+    """The kernel kills the runner in a control group of 120 MB: E_OOM with the group's own count, and no retry."""
+    # The worker of this board lives in the group.
+    command(vm, f"mkdir -p {GROUP} && echo 120M > {GROUP}/memory.max && echo 0 > {GROUP}/memory.swap.max; "
+                f"printf '#!/bin/sh\\necho $$ > {GROUP}/cgroup.procs\\nexec python3 \"$@\"\\n' > /root/small "
+                "&& chmod 755 /root/small && /root/small -c 'pass'")
+    small = dataclasses.replace(vm, python="/root/small")
+    trace = "open('/root/oom-trace', 'a').write(options.action + chr(10)); "
+    document = run(small, rpi4, tmp_path, runner(trace + "hog = options.action == 'bench' and bytearray(300 << 20)"))
+    (reason,) = document["reasons"]
+    assert reason.startswith("E_OOM: round 0: out of memory (SIGKILL; memory.events: oom_kill 0 → 1)"), reason
+    assert not document["valid"] and not document["rounds"]
+    assert command(vm, "cat /root/oom-trace").split() == ["run", "bench"]
+    assert "oom_kill 1" in command(vm, f"cat {GROUP}/memory.events")
