@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -74,7 +76,7 @@ def run(names: list[str]) -> dict[str, Any]:
     for window in (window for energy in energies for window in energy.get("windows", ())):
         expected = joules(window["start_ns"] / 1e9 + shift, window["end_ns"] / 1e9 + shift)
         errors.append(100 * abs(window["joules"] / expected - 1))
-    labelled = all(energy["provenance"] == "emulated" for energy in energies)
+    labelled = bool(energies) and all(energy["provenance"] == "emulated" for energy in energies)
     worst = max(errors, default=None)
     reasons = [energy["reason"] for energy in energies if energy["reason"]]
     more = {"windows": len(errors), "mean_error_percent": round(float(np.mean(errors)), 4) if errors else None,
@@ -87,12 +89,27 @@ def run(names: list[str]) -> dict[str, Any]:
 
 
 def driven(record: BuildRecord) -> tuple[bool, dict[str, Any]]:
-    """Whether a goal on energy that one candidate alone meets selects that one, and says energy of all others."""
-    energies = {entry.name: entry.figure("energy_mj", "value") for entry in record.candidates if entry.valid}
-    ordered = sorted(energies, key=lambda name: energies[name] or math.inf)
-    limit = (energies[ordered[0]] + energies[ordered[1]]) / 2
-    free, bound = select(record), select(record, {"energy": f"max {limit:.6f}mJ"})
-    named = all("energy" in reason for reason in bound.why_not.values())
-    how = {"energies_mj": {name: round(energies[name], 3) for name in ordered}, "limit_mj": round(limit, 3),
-           "selected": bound.selected, "selected_without_that_limit": free.selected, "why_not": dict(bound.why_not)}
-    return bound.selected == ordered[0] and named and len(bound.why_not) == len(ordered) - 1, how
+    """Whether a goal on energy changes what is selected, to the one candidate that meets it, and is why the other lost.
+
+    Asked of the largest set of candidates whose choice without the goal is not the one of least energy: where it is,
+    the goal could change nothing.
+    """
+    known = {entry.name: entry.figure("energy_mj", "value") for entry in record.candidates if entry.valid}
+    energies = {name: float(value) for name, value in known.items() if value is not None}
+    how: dict[str, Any] = {"energies_mj": {name: round(value, 3) for name, value in energies.items()}}
+    for size in range(len(energies), 1, -1):
+        for names in itertools.combinations(sorted(energies), size):
+            some = dataclasses.replace(
+                record, candidates=tuple(entry for entry in record.candidates if entry.name in names)
+            )
+            free = select(some).selected
+            least, second = sorted(names, key=lambda name: energies[name])[:2]
+            if free is None or free == least:
+                continue
+            limit = (energies[least] + energies[second]) / 2
+            bound = select(some, {"energy": f"max {limit:.6f}mJ"})
+            how |= {"candidates": list(names), "limit_mj": round(limit, 3), "selected": bound.selected,
+                    "selected_without_that_limit": free, "why_not": dict(bound.why_not)}
+            named = all("energy" in bound.why_not.get(name, "") for name in names if name != least)
+            return bound.selected == least and named, how
+    return False, how | {"reason": "the choice without the goal has the least energy in every set of candidates"}

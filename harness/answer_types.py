@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -54,6 +54,7 @@ class Environment(Answer):
     wall_s: Seconds | None = None
     window_s: Seconds | None = None
     waited_s: Seconds | None = None
+    turn: Literal["held", "overdue", "no_lock"] | None = None
     file_evicted: bool = False
     cores: Annotated[list[Whole], Field(max_length=1024)] = []
     trace: Annotated[

@@ -73,6 +73,7 @@ class Facts(Snapshot):
     board_model: Text | None = None
     serial: Text | None = None
     machine_id: Text | None = None
+    emulated: bool = False
     memory_cgroup: bool | None = None
     jetson_release: Text | None = None
     command_line_sha256: Digest | None = None

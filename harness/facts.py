@@ -71,9 +71,16 @@ def check_identity(board: Board, facts: Mapping[str, Any]) -> None:
     A `serial` may be a machine id where the board has no serial number. A cloned SD card carries the machine id and the
     host keys of another board; the serial number, which is the processor's, gives it away.
 
+    An emulated board says that it is one: where the farm file does not, its numbers would be called measured.
+
     Raises:
         Identity: another machine answers (E_IDENTITY).
     """
+    if facts.get("emulated") and not board.emulated:
+        raise Identity(
+            f"{board.name}: an emulated board answers (E_IDENTITY), and nothing on it is measured",
+            "use it by the name that `edgesdk boards list` shows, or set `emulated = true` in its table of farm.toml",
+        )
     serial, machine, model = (facts.get(key) for key in ("serial", "machine_id", "board_model"))
     found = {"serial": (serial, machine), "machine_id": (machine,), "model": (model,)}
     for key, values in found.items():

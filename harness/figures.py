@@ -24,6 +24,7 @@ from edgesdk.harness.protocol import (
 )
 from edgesdk.harness.worker.codes import E_LOAD, E_THROTTLED
 from edgesdk.harness.worker.count import mean_counts, parse_counts
+from edgesdk.harness.worker.machine import NO_LOCK
 
 REPEATABLE = 0.01
 FEWEST_INPUTS = 32
@@ -85,6 +86,8 @@ def latency(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         labels.add("few_inputs")
     if document["facts"].get("agent") == "shell":
         labels.add("unsampled")  # nothing was looked at while the rounds ran
+    if any((entry.get("environment") or {}).get("turn") == NO_LOCK for entry in rounds):
+        labels.add("unserialized")  # other boards of this machine may have been timed beside it
     if profile.name == "quick":
         labels.add("quick")
     return {

@@ -28,6 +28,7 @@ from edgesdk.harness.worker.codes import (
     E_NOISY,
     E_NOT_STEADY,
     E_OVERCURRENT,
+    E_SHARED_MACHINE,
     E_SWAP,
     E_TEMP_RISE,
     E_THROTTLED,
@@ -42,6 +43,7 @@ LABELS = {
     E_BIMODAL: "bimodal", E_SWAP: "swap", E_BOARD_CHANGED: "board_changed", E_UNDERVOLT: "undervolt",
     E_OVERCURRENT: "overcurrent", E_FREQ_DRIFT: "freq_drift", E_TEMP_RISE: "temp_rise",
     E_IMPLAUSIBLE: "implausible", E_CLOCK: "clock", E_REBOOTED: "rebooted", "E_RESTARTED": "restarted",
+    E_SHARED_MACHINE: "shared_machine",
     "E_BACKGROUND_LOAD": "background_load", "E_TOO_HOT": "too_hot", "E_DISK_FULL": "disk_full", "E_MEMORY": "memory",
 }
 # Said, but never a reason to refuse: two modes are shown, a wrong wall clock touches no duration, and rounds of before

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgesdk.harness.worker.condition import parse_pressure, parse_throttled
-from edgesdk.harness.worker.facts import parse_cpuinfo, parse_meminfo
+from edgesdk.harness.worker.facts import EMULATED_FILE, is_emulated, parse_cpuinfo, parse_meminfo
 
 NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 TIMES = re.compile(r"([0-9]{1,9})m([0-9]{1,2}(?:\.[0-9]{1,9})?)s")
@@ -58,6 +58,7 @@ def facts(seen: Mapping[str, str], reason: str) -> dict[str, Any]:
         "cpus": _whole(seen.get("cpus")) or _processors(seen.get("/proc/cpuinfo", "")),
         "cpu_model": cpu["model"], "cpu_part": cpu["part"], "cpu_features": cpu["features"],
         "board_model": _device_tree(seen, "model"), "serial": _device_tree(seen, "serial-number") or cpu["serial"],
+        "emulated": is_emulated(seen.get(EMULATED_FILE), seen.get("/proc/cmdline")),
         "machine_id": seen.get("/etc/machine-id") or None, "libc": seen.get("libc") or None,
         "memory_cgroup": None if controllers is None else "memory" in controllers.split(),
         "jetson_release": (seen.get("/etc/nv_tegra_release") or "")[:400] or None,

@@ -45,7 +45,8 @@ clocks() { # uptime; ticks of all cores; CPU time of this shell; CPU time of all
 
 facts() {
     for name in m r; do section "uname -$name" uname "-$name"; done
-    for path in /proc/cpuinfo /etc/machine-id /etc/nv_tegra_release /sys/fs/cgroup/cgroup.controllers \
+    for path in /proc/cpuinfo /proc/cmdline /etc/machine-id /etc/nv_tegra_release /etc/edgesdk-rootfs.json \
+        /sys/fs/cgroup/cgroup.controllers \
         /proc/device-tree/model /proc/device-tree/serial-number /sys/firmware/devicetree/base/model \
         /sys/firmware/devicetree/base/serial-number; do
         [ -r "$path" ] && section "$path" cat "$path"

@@ -8,10 +8,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from edgesdk.harness.worker.machine import OVERDUE
+
 E_NOISY, E_DRIFT, E_BIMODAL, E_NOT_STEADY = "E_NOISY", "E_DRIFT", "E_BIMODAL", "E_NOT_STEADY"
 E_LOAD, E_SWAP, E_BOARD_CHANGED = "E_LOAD", "E_SWAP", "E_BOARD_CHANGED"
 E_THROTTLED, E_UNDERVOLT, E_OVERCURRENT = "E_THROTTLED", "E_UNDERVOLT", "E_OVERCURRENT"
 E_FREQ_DRIFT, E_TEMP_RISE, E_IMPLAUSIBLE = "E_FREQ_DRIFT", "E_TEMP_RISE", "E_IMPLAUSIBLE"
+E_SHARED_MACHINE = "E_SHARED_MACHINE"
 # How often a round is repeated for a code; codes that are not here are kept as they are.
 REPEATS = {
     E_THROTTLED: 2, E_UNDERVOLT: 1, E_OVERCURRENT: 1, E_FREQ_DRIFT: 2, E_TEMP_RISE: 2, E_NOISY: 2, E_DRIFT: 1,
@@ -148,6 +151,8 @@ def environment_codes(seen: "dict[str, Any]") -> "list[str]":
     before, after = seen.get("probe_before_ns"), seen.get("probe_after_ns")
     if before and after and abs(after - before) > PROBE_CHANGE * before:
         codes.append(E_BOARD_CHANGED)
+    if seen.get("turn") == OVERDUE:
+        codes.append(E_SHARED_MACHINE)
     return codes
 
 

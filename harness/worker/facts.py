@@ -19,6 +19,16 @@ RUNTIME_PACKAGES = {
     "tflite-runtime": ("tflite_runtime", "tflite_runtime"),
 }
 
+# A file of the light emulated boards, and a word that the full ones get from qemu (`harness/emulate`).
+EMULATED_FILE, EMULATED_WORD = "/etc/edgesdk-rootfs.json", "edgesdk.id="
+
+
+def is_emulated(rootfs: "str | None", command_line: "str | None") -> bool:
+    """Is this one of EdgeSDK's emulated boards, by the text of `EMULATED_FILE` and of the kernel's command line? It
+    says so itself: its address may be a tunnel's, or stand in a farm file under another name."""
+    return rootfs is not None or any(word.startswith(EMULATED_WORD) for word in (command_line or "").split())
+
+
 def parse_cpuinfo(text: str) -> "dict[str, Any]":
     """`model`, `features` (sorted), `part` and `serial` of /proc/cpuinfo, ARM or x86; junk gives empty facts."""
     keys = {}  # type: dict[str, str]
@@ -140,6 +150,7 @@ def collect() -> "dict[str, Any]":
         "machine": platform.machine(), "kernel": platform.release(), "cpus": os.cpu_count(),
         "cpu_model": cpu["model"], "cpu_part": cpu["part"], "cpu_features": cpu["features"],
         "board_model": device_tree("model"), "serial": device_tree("serial-number") or cpu["serial"],
+        "emulated": is_emulated(read_text(EMULATED_FILE), read_text("/proc/cmdline")),
         "machine_id": read_text("/etc/machine-id"), "memory_cgroup": _memory_cgroup(),
         "command_line_sha256": _command_line(), "firmware": _firmware(),
         "jetson_release": read_text("/etc/nv_tegra_release", 400), "libc": _libc(), "linger": launch.has_linger(),

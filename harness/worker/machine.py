@@ -9,18 +9,28 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 LOCK = "/dev/shm/edgesdk-timing"
 WAIT_SECONDS = 600.0
 POLL_SECONDS = 0.1
+HELD, OVERDUE, NO_LOCK = "held", "overdue", "no_lock"
+
+
+class Turn(NamedTuple):
+    """`waited_s`: seconds that the machine was waited for; `kind`: it was held, or another held it for too long, or
+    there is no lock to be had, so that nobody knows who else times something here."""
+
+    waited_s: float
+    kind: str
 
 
 @contextlib.contextmanager
-def turn(tick: "Callable[[], None]") -> "Iterator[float]":
-    """Hold the machine while the block runs; gives the seconds that it was waited for.
+def turn(tick: "Callable[[], None]") -> "Iterator[Turn]":
+    """Hold the machine while the block runs.
 
-    A holder that hangs must not stop a board for ever: after ten minutes the block runs all the same, and what
-    disturbs it is seen by its codes. So it does where there is no such file to be had.
+    A holder that hangs must not stop a board for ever: after ten minutes the block runs all the same, and so it does
+    where there is no such file to be had; the round says so (`codes`: `E_SHARED_MACHINE`, label `unserialized`).
 
     Args:
         tick: called about once a second while waiting (heartbeat).
@@ -28,9 +38,8 @@ def turn(tick: "Callable[[], None]") -> "Iterator[float]":
     lock = _open()
     start = time.monotonic()
     try:
-        if lock is not None:
-            _wait(lock, start, tick)
-        yield time.monotonic() - start
+        kind = NO_LOCK if lock is None else HELD if _wait(lock, start, tick) else OVERDUE
+        yield Turn(time.monotonic() - start, kind)
     finally:
         if lock is not None:
             os.close(lock)
@@ -50,16 +59,17 @@ def _open() -> "int | None":
     return None
 
 
-def _wait(lock: int, start: float, tick: "Callable[[], None]") -> None:
+def _wait(lock: int, start: float, tick: "Callable[[], None]") -> bool:
+    """Was the lock free in time?"""
     next_tick = start + 1
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
         except OSError:
             now = time.monotonic()
         if now - start > WAIT_SECONDS:
-            return
+            return False
         if now > next_tick:
             tick()
             next_tick = now + 1

@@ -32,9 +32,9 @@ class Timer:
         Raises:
             RoundFailed: it gave no figures.
         """
-        with machine.turn(candidate.tick) as waited:
+        with machine.turn(candidate.tick) as turn:
             record = self._round(candidate, seed, samples, per_inference_s)
-        record["environment"]["waited_s"] = round(waited, 3)
+        record["environment"].update({"waited_s": round(turn.waited_s, 3), "turn": turn.kind})
         return record
 
     def _round(

@@ -11,6 +11,7 @@ from edgesdk.harness.board import Board
 from edgesdk.harness.energy import unmeasured_energy
 from edgesdk.harness.facts import check_identity, serial_of
 from edgesdk.harness.farm import add_board, find_board, load_farm, pin_serial
+from edgesdk.harness.worker.facts import is_emulated
 from edgesdk.targets.target import load_target
 
 FARM = """format = "edgesdk.farm"
@@ -94,6 +95,17 @@ def test_identity() -> None:
     check_identity(Board("a", "host"), {})
     with pytest.raises(Identity, match="'42'.*'43'"):
         check_identity(board, {"serial": "43", "machine_id": "44"})
+
+
+def test_an_emulated_board_cannot_be_called_measured() -> None:
+    """It says what it is, whatever the farm file calls it; `emulated = true` there is the truth and is taken."""
+    for text in (None, "{}"):
+        for line in ("quiet panic=1", "quiet edgesdk.id=42", None):
+            assert is_emulated(text, line) is (text is not None or "edgesdk.id=42" in (line or ""))
+    with pytest.raises(Identity, match="a: an emulated board answers"):
+        check_identity(Board("a", "raspberry-pi/5"), {"emulated": True})
+    check_identity(Board("a", "raspberry-pi/5", emulated=True), {"emulated": True})
+    check_identity(Board("a", "raspberry-pi/5"), {"emulated": False})
 
 
 BARE = FARM.replace('serial = "10000000a1b2c3d4"\n', "")

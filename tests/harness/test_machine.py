@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesdk.harness.worker import machine
+from edgesdk.harness.worker import codes, machine
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +69,11 @@ def test_waiting_ticks_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat goes on while waiting, and a holder that hangs delays a board but does not stop it."""
     monkeypatch.setattr(machine, "WAIT_SECONDS", 1.5)
     beats: list[int] = []
-    with machine.turn(silent), machine.turn(lambda: beats.append(1)):
-        assert len(beats) == 1
+    with machine.turn(silent) as first, machine.turn(lambda: beats.append(1)) as second:
+        assert len(beats) == 1 and first.kind == machine.HELD
+        assert second.kind == machine.OVERDUE and second.waited_s >= 1.5
+    assert codes.environment_codes({"turn": second.kind}) == [codes.E_SHARED_MACHINE]
+    assert codes.environment_codes({"turn": first.kind}) == []
 
 
 def test_all_users_may_open_the_lock(lock: Path) -> None:
@@ -86,8 +89,8 @@ def test_all_users_may_open_the_lock(lock: Path) -> None:
 def test_a_machine_without_such_a_file_just_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No folder, or a link somebody laid there: nothing is waited for, nothing is written through it."""
     monkeypatch.setattr(machine, "LOCK", str(tmp_path / "none" / "timing"))
-    with machine.turn(silent):
-        pass
+    with machine.turn(silent) as turn:
+        assert turn.kind == machine.NO_LOCK
     (tmp_path / "link").symlink_to(tmp_path / "victim")
     monkeypatch.setattr(machine, "LOCK", str(tmp_path / "link"))
     with machine.turn(silent):

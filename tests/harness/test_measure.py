@@ -58,6 +58,7 @@ def test_onnx_end_to_end(host: Board, target: Target, tmp_path: Path) -> None:
     assert first["loading_ms"]["cold_load"] > 0 and first["loading_ms"]["first_inference"] > 0
     assert first["loading_ms"]["warm_load"] > 0 and first["loading_ms"]["warm_loads"] == 2 * QUICK.warm_loads
     seen = first["rounds"][0]["environment"]
+    assert seen["turn"] == "held" and "unserialized" not in first["latency_ms"]["labels"]
     assert seen["probe_before_ns"] > 0 and seen["probe_after_ns"] > 0 and seen["window_s"] == QUICK.window_seconds
     assert first["protocol"] == QUICK.worker_numbers() and first["exits"] is None
     assert abs(first["facts"]["clock"]["skew_s"]) < 1 and len(first["facts"]["starts"]) == 1

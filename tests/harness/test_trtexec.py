@@ -19,12 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesdk.converters.artifact import write_artifact
+from edgesdk.errors import Identity
 from edgesdk.harness import emulate
 from edgesdk.harness.board import Board
 from edgesdk.harness.measure import Evaluation, load_profile, measure
 from edgesdk.harness.replay import Frame, shipped
+from edgesdk.harness.session import Session
 from edgesdk.harness.verify import verify_measurement
 from edgesdk.harness.worker import trtexec
+from edgesdk.harness.worker.facts import EMULATED_FILE
 from edgesdk.targets.target import Target, load_target
 from edgesdk.testing.needs import need
 
@@ -235,9 +238,14 @@ def test_on_the_emulated_jetson(jetson: Board, tmp_path: Path) -> None:
 
 
 def test_rounds_on_the_emulated_jetson(jetson: Board, tmp_path: Path) -> None:
-    """Taken for a real board, it is timed: the rounds are those of the recorded log."""
-    real = dataclasses.replace(jetson, emulated=False, counting_plugin=None)
-    document = run(real, load_target("jetson/orin-nano"), tmp_path, gpu_artifact(tmp_path / "a", n=1))
+    """Under a name that claims a real board it is refused. Without what it says of itself it is timed: the rounds are
+    those of the recorded log."""
+    target, artifact = load_target("jetson/orin-nano"), gpu_artifact(tmp_path / "a", n=1)
+    real = dataclasses.replace(jetson, name="desk", emulated=False, counting_plugin=None)
+    with pytest.raises(Identity, match="desk: an emulated board answers"):
+        run(real, target, tmp_path, artifact)
+    with Session(jetson) as session:
+        assert session.step(lambda to: to.run(["rm", EMULATED_FILE], 30)).returncode == 0
+    document = run(real, target, tmp_path, artifact)
     assert_measured(document)
-    if document["rounds"]:
-        assert {entry["p50_ns"] for entry in document["rounds"]} == {948975}
+    assert document["rounds"] and {entry["p50_ns"] for entry in document["rounds"]} == {948975}
