@@ -26,6 +26,8 @@ STATUS = {
     4: "this CPU lacks instructions that the library uses", 5: "the system starts no more threads",
 }
 LIBRARY = "lib/libmodel.so"
+INTERFACE = 2  # edge_version() of the libraries that this file calls
+ELEMENTS = {"int64": ("lq", 8), "float32": ("f", 4)}  # by dtype: formats of the buffer protocol, and bytes
 
 
 class LibraryError(Exception):
@@ -75,12 +77,13 @@ class Model:
         `inputs` are raw arrays in the order of `self.inputs`; token ids are int64 and as many as `length` (as many as
         there are, unless it is given).
 
-        Raises LibraryError: an array has another size than its descriptor says, or the library refuses the inputs.
+        Raises LibraryError: an array has another type or size than its descriptor says, or the library refuses the
+            inputs.
         """
         self._check_open()
-        arrays = [bytes(memoryview(value)) for value in inputs]
-        if len(arrays) != len(self.inputs):
-            raise LibraryError(f"{self.name}: {len(arrays)} inputs, expected {len(self.inputs)}")
+        if len(inputs) != len(self.inputs):
+            raise LibraryError(f"{self.name}: {len(inputs)} inputs, expected {len(self.inputs)}")
+        arrays = [self._raw(inputs[at], tensor.name, tensor.dtype) for at, tensor in enumerate(self.inputs)]
         if length is None:
             length = len(arrays[0]) // 8 if self.max_length else 0
         for at, tensor in enumerate(self.inputs):
@@ -105,10 +108,11 @@ class Model:
 
         `ids` is a raw array of int64: a prompt, or one token.
 
-        Raises LibraryError: not a causal decoder, too many tokens with those before, an id outside of the vocabulary.
+        Raises LibraryError: not a causal decoder, ids of another type, too many tokens with those before, an id outside
+            of the vocabulary.
         """
         self._check_open()
-        array = bytes(memoryview(ids))
+        array = self._raw(ids, "ids", "int64")
         count, tensor = len(array) // 8, self.outputs[0]
         row = tensor.bytes // (tensor.shape[1] if self.decodes else 1)
         output = bytearray(row * max(1, min(count, self.max_length)))
@@ -144,6 +148,20 @@ class Model:
             ids = [max(range(len(logits)), key=logits.__getitem__)]
             made += ids
         return made
+
+    def _raw(self, value: "Any", name: str, dtype: str) -> bytes:
+        """The bytes of an array of this type, or raw bytes, of which it is only known that they are whole elements."""
+        formats, size = ELEMENTS[dtype]
+        try:
+            view = memoryview(value)
+        except TypeError:
+            found = type(value).__name__
+        else:
+            code = view.format.lstrip("@=<")
+            if (code in tuple("Bbc") and view.nbytes % size == 0) or (code in tuple(formats) and view.itemsize == size):
+                return bytes(view)
+            found = f"{view.nbytes} bytes in elements of {view.itemsize} (format {view.format})"
+        raise LibraryError(f"{self.name}: {name} must be {dtype}, as an array or raw bytes, not {found}")
 
     def _check_open(self) -> None:
         if self._model.value is None:
@@ -187,6 +205,11 @@ def _load(folder: str) -> ctypes.CDLL:
         library = ctypes.CDLL(os.path.abspath(path))
     except OSError as problem:
         raise LibraryError(f"{path}: cannot be loaded: {problem}") from problem
+    version = getattr(library, "edge_version", None)
+    interface = version() if version else 0
+    if interface != INTERFACE:
+        message = f"{path}: has interface {interface}, this binding needs {INTERFACE}: write the library again"
+        raise LibraryError(message)
     for name, result, arguments in (
         ("edge_name", ctypes.c_char_p, []),
         ("edge_inputs", ctypes.c_int, []),

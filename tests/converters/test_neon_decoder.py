@@ -128,29 +128,35 @@ def test_generating_from_python_and_c(library, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["host", "raspberry-pi/4", "raspberry-pi/5"])
 def test_the_runner_generates(library, tmp_path: Path, target: str) -> None:
-    """The same tokens by the runner (fp32: kernel sets differ by float rounding only), which is refused too long a
-    text before anything is computed."""
+    """The same tokens by the runner (fp32: kernel sets differ by float rounding only), which refuses too long a text
+    before it computes anything: no inference was announced to a counter by `prctl`."""
     case = case_of("decoder", "fp32")
     kernels = choose(load_target(target))
     need(bool(find_all(kernels.triple)), f"no C compiler for {kernels.triple}")
     need(target == "host" or shutil.which("qemu-aarch64") is not None, "no qemu-aarch64 to run ARM code")
     convert(case.package(), load_target(target), tmp_path)
     ids, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
-    (tmp_path / "in.bin").write_bytes(ids[2:].tobytes() + mask[2:].tobytes())
-    words = [*QEMU.get(target, []), str(tmp_path / "model"), "generate", "--inputs", "in.bin", "--n", str(ROWS - 2)]
-    lengths = mask[2:].sum(1).tolist()
-    most = SEQUENCE + 1 - lengths[0]
+    ids, mask = ids[:1:-1], mask[:1:-1]  # the longest one comes last
+    (tmp_path / "in.bin").write_bytes(ids.tobytes() + mask.tobytes())
+    words = [str(tmp_path / "model"), "generate", "--inputs", "in.bin", "--n", str(ROWS - 2)]
+    traced, words = [*QEMU.get(target, []), "-strace", *words], [*QEMU.get(target, []), *words]
+    lengths = mask.sum(1).tolist()
+    most = SEQUENCE + 1 - lengths[-1]
     run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     done = run([*words, "--tokens", str(most), "--outputs", "out.bin"])
     assert done.returncode == 0, done.stderr
     found = np.fromfile(tmp_path / "out.bin", "<i8").reshape(ROWS - 2, most)
     with Model(library("decoder", "fp32")) as model:
         for row, length in enumerate(lengths):
-            assert model.generate(ids[2 + row, :length].tolist(), most) == found[row].tolist()
+            assert model.generate(ids[row, :length].tolist(), most) == found[row].tolist()
     (tmp_path / "out.bin").unlink()
     full = run([*words, "--tokens", str(most + 1), "--outputs", "out.bin"])
-    assert full.returncode == 65 and f"row 0: {lengths[0]} tokens and {most + 1} new ones do not fit" in full.stderr
+    reason = f"row {len(lengths) - 1}: {lengths[-1]} tokens and {most + 1} new ones do not fit"
+    assert full.returncode == 65 and reason in full.stderr
     assert not (tmp_path / "out.bin").exists()
+    if target in QEMU:
+        assert "prctl(" in run([*traced, "--tokens", str(most)]).stderr
+        assert "prctl(" not in run([*traced, "--tokens", str(most + 1)]).stderr
     for wrong in (["--tokens", "0"], [], ["--tokens", "9999"]):
         assert run([*words, *wrong]).returncode == 64
 
@@ -160,6 +166,12 @@ def test_bad_steps_are_refused_and_the_model_goes_on(library) -> None:
     ids, width = ids_of(case), case.expected.shape[-1]
     with Model(library("decoder", "fp32")) as model:
         whole = rows_of(model.run([ids])[0], width)
+        model.rewind(0)
+        for wrong in (ids[:2].astype(np.int32), ids[:2].astype(float), ids[:2].tobytes()[:-1], ids[:2].tolist()):
+            with pytest.raises(LibraryError, match="ids must be int64"):
+                model.step(wrong)
+        assert model.past == 0
+        model.run([ids])
         with pytest.raises(LibraryError, match="more tokens than edge_max_length, those before included"):
             model.step(ids[:1])
         with pytest.raises(LibraryError, match="not so many tokens"):

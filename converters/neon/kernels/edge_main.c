@@ -6,11 +6,12 @@
  *               [--max-warmup-seconds C] [--window-seconds W] [--min-samples M] [--steady-percent P]
  *   model count --inputs IN.bin --n N
  *   model profile --inputs IN.bin --n N
- *   model generate --inputs IN.bin --n N --tokens T --outputs OUT.bin
+ *   model generate --inputs IN.bin --n N --tokens T [--outputs OUT.bin]
  *
- * Every command but `info` takes --threads T (default 1). OUT.bin gets the first output; EXITS.bin gets the second one
- * of a model with exits: int64 [n], the layer after which each input left. IN.bin holds for each input in order a raw little-endian block [n, ...]. Exit codes: 64 usage, 65 a bad input file,
- * 70 anything else. */
+ * Every command but `info` takes --threads T (default 1). IN.bin holds for each input in order a raw little-endian
+ * block [n, ...]. OUT.bin gets the first output, of `generate` the new tokens: int64 [n, T] (without it they are
+ * computed, to be counted, and dropped). EXITS.bin gets the second output of a model with exits: int64 [n], the layer
+ * after which each input left. Exit codes: 64 usage, 65 a bad input file, 70 anything else. */
 #define _GNU_SOURCE
 #include "edge_model.h"
 #include "edge_pool.h"
@@ -73,8 +74,8 @@ static double seconds(const char *text, const char *key) {
 }
 
 static options parse(int count, char **words) {
-  options o = {.n = -1, .threads = 1, .warmup_iterations = 20, .min_samples = 100, .warmup_seconds = 0.5, .max_warmup_seconds = 10,
-               .window_seconds = 1, .steady_percent = 5};
+  options o = {.n = -1, .threads = 1, .warmup_iterations = 20, .min_samples = 100, .warmup_seconds = 0.5,
+               .max_warmup_seconds = 10, .window_seconds = 1, .steady_percent = 5};
   for (int at = 0; at < count; at += 2) {
     const char *key = words[at];
     if (at + 1 == count) fail(USAGE, "missing value", key);
@@ -282,7 +283,8 @@ static void bench(const options *o, int64_t cold_load) {
          count, batch, median(samples, count) / (double)batch, (long long)cold_load, (long long)warm[0], warmed,
          (double)elapsed * 1e-9, steady ? "true" : "false", peak_rss_bytes(), (long long)cpu, (long long)window,
          (long long)window_end);
-  printf(",\"threads\":%ld,\"branches\":{", o->threads); /* how often each exit was taken and each gate let a layer run */
+  /* How often each exit was taken and each gate let a layer run. */
+  printf(",\"threads\":%ld,\"branches\":{", o->threads);
   for (int i = 0; i < edge_model_branches; i++)
     printf("%s\"%s\":%lld", i ? "," : "", edge_model_branch[i], (long long)model.taken[i]);
   printf("}}\n");
@@ -305,7 +307,7 @@ static void count(const options *o) {
 
 static int64_t *step_ns, last_step;
 
-/* Step `i` ended. Its time is taken; a counter of instructions is told by the marker FIRST_STEP + i, outside of the time. */
+/* Step `i` ended. Its time is taken; the marker FIRST_STEP + i, outside of the time, tells a counter of instructions. */
 static void step_done(int i) {
   step_ns[i] += now() - last_step;
   prctl(MARKER, FIRST_STEP + i, 0, 0, 0);
