@@ -100,6 +100,15 @@ LLAMA = TransformerSpec(
     "swiglu", "none", True, causal=True, lm_head=True, norm_kind="rms",
 )
 
+# Whole k-steps of the panels of every kernel set are zero: in the widest, of AVX-512, each block is one.
+BLOCKS = TransformerSpec(
+    TokenEmbedding(VOCABULARY, 32), 64, (_LAYER, Layer(4, 2, 16, 96)), "post", 1e-12, "gelu", "mean", classes=5,
+    sparse={
+        f"layers.{layer}.{name}": "32x16" for layer in (0, 1)
+        for name in ("attention.query", "attention.key", "attention.value", "attention.output", "ffn.up", "ffn.down")
+    },
+)
+
 BRANCHED = TransformerSpec(
     TokenEmbedding(VOCABULARY, 32), 64,
     (
@@ -136,8 +145,8 @@ class Sample:
 
 @cache
 def sample(kind: str, scheme: str) -> Sample:
-    """One of `SPECS`, `FORMS` or "llama" in one of `SCHEMES` or `FOUR_BITS`."""
-    return make({**SPECS, **FORMS, "llama": LLAMA}[kind], scheme, SEQUENCE, seed=1)
+    """One of `SPECS`, `FORMS`, "llama" or "blocks" in one of `SCHEMES` or `FOUR_BITS`."""
+    return make({**SPECS, **FORMS, "llama": LLAMA, "blocks": BLOCKS}[kind], scheme, SEQUENCE, seed=1)
 
 
 def make(spec: TransformerSpec, scheme: str, sequence: int, seed: int = 0) -> Sample:

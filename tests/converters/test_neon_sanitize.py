@@ -41,6 +41,8 @@ MODELS = [
     ("avx512vnni", "bert_pooler", "w8a8-dynamic"), ("avx512vnni", "decoder", "fp32"), ("avx2", "low_rank", "w8a8"),
     ("avx512vbmi", "branched", "w8a8"), ("scalar", "features", "w8a8"), ("avx2", "decoder", "w8a8"),
     ("avxvnni", "bert_pooler", "w8a8"), ("avx2", "llama", "w8a8"),
+    ("avx2", "blocks", "w8a8"), ("avx512vnni", "blocks", "w8a8-dynamic"), ("avx512vbmi", "blocks", "w8a8"),
+    ("scalar", "blocks", "w8a8-dynamic"), ("avx2", "bert_pooler", "w4a8-dynamic"), ("avx512vbmi", "decoder", "w4a8"),
 ]
 DRIVER = r"""
 #include "edge_model.h"
@@ -151,6 +153,9 @@ def test_fuzzed_inputs_stay_inside(
     case = case_of(kind, scheme)
     vocabulary = getattr(case.spec.embedding, "vocabulary", 1)
     sources = poisoned_sources(kernels, case, monkeypatch)
+    text = sources.files["model.c"].decode()
+    assert kind != "blocks" or "#define EDGE_BLOCKS 1" in text
+    assert not scheme.startswith("w4") or "#define EDGE_FOUR_BITS" in text
     units = {"driver.c": DRIVER, "library.c": '#include "edge_library.c"\n'}
     program = build(
         tmp_path, kernels, sources, units, "-DEDGE_LIBRARY=1", f"-DVOCABULARY={vocabulary}", "-DSEED=7", "-DTHREADS=2"

@@ -57,6 +57,9 @@ def case_of(kind: str, scheme: str) -> Sample:
         ("host", "branched", "w8a8"), ("host", "decoder", "fp32"),
         ("raspberry-pi/5", "bert_pooler", "w8a8"), ("raspberry-pi/4", "bert_mean_grouped", "w8a8-dynamic"),
         (I8MM, "bert_mean_grouped", "w8a8"),
+        ("host", "blocks", "w8a8"), ("host", "blocks", "w8a8-dynamic"), ("host", "bert_pooler", "w4a8"),
+        ("raspberry-pi/5", "blocks", "w8a8"), ("raspberry-pi/4", "blocks", "w8a8-dynamic"), (I8MM, "blocks", "w8a8"),
+        ("raspberry-pi/5", "bert_pooler", "w4a8"), (I8MM, "bert_mean_grouped", "w4a8-dynamic"),
     ],
 )
 def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, target: str, kind: str, scheme: str) -> None:
@@ -65,6 +68,8 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path: Path, target: str, 
     need(target == "host" or shutil.which("qemu-aarch64") is not None, "no qemu-aarch64 to run ARM code")
     case = case_of(kind, scheme)
     artifact = convert(case.package(), load_target(target), tmp_path)
+    for stored, meant in (("block-sparse", kind == "blocks"), ("4-bit weights", scheme.startswith("w4"))):
+        assert not meant or any(note.startswith(stored) for note in artifact.notes)
     (tmp_path / "in.bin").write_bytes(b"".join(case.inputs[tensor.name].tobytes() for tensor in artifact.inputs))
     answers = []
     for threads in (1, 2, 3, 5) if target == "host" else (1, 3):
