@@ -41,8 +41,8 @@ MODELS = [
     ("avx512vnni", "bert_pooler", "w8a8-dynamic"), ("avx512vnni", "decoder", "fp32"), ("avx2", "low_rank", "w8a8"),
     ("avx512vbmi", "branched", "w8a8"), ("scalar", "features", "w8a8"), ("avx2", "decoder", "w8a8"),
     ("avxvnni", "bert_pooler", "w8a8"), ("avx2", "llama", "w8a8"),
-    ("avx2", "blocks", "w8a8"), ("avx512vnni", "blocks", "w8a8-dynamic"), ("avx512vbmi", "blocks", "w8a8"),
-    ("scalar", "blocks", "w8a8-dynamic"), ("avx2", "bert_pooler", "w4a8-dynamic"), ("avx512vbmi", "decoder", "w4a8"),
+    ("avx2", "blocks", "w8a8-dynamic"), ("avx512vbmi", "blocks", "w8a8"), ("scalar", "blocks", "w8a8"),
+    ("avx2", "bert_pooler", "w4a8-dynamic"), ("avx512vbmi", "decoder", "w4a8"),
 ]
 DRIVER = r"""
 #include "edge_model.h"
