@@ -36,6 +36,6 @@ def run(builder: peers.Builder) -> Found:
         entry = figure(name, ours["total"] / best.total, "×", provenance="emulated")
         figures.append(entry | {"note": f"against: {best.form}, {best.total / 1e6:.1f} M"})
     rows = [["i8mm", SEQUENCE, "**EdgeSDK**", "NEON build, w8a8", *peers.classes(ours), f"{100 * share:.1f} %",
-             "everything; probabilities are two digits"]]
+             peers.our_work(ours, builder.model, SEQUENCE)]]
     rows += peers.table(found, builder.model, "i8mm", SEQUENCE)
     return figures, [{"title": "The same with int8 matrix multiply (i8mm):", "columns": peers.COLUMNS, "rows": rows}]

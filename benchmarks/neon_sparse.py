@@ -128,7 +128,7 @@ def model_figures(weights: models.Arrays) -> list[dict[str, Any]]:
 
 
 def layer_figures() -> list[dict[str, Any]]:
-    """Sparse against dense for both shapes on both ARM sets."""
+    """Sparse against dense for both shapes on all ARM sets."""
     result = []
     for kernels in (KERNEL_SETS[name] for name in CPUS):
         layers = [(name, percent) for name in SHAPES for percent in (0, *GOALS)]

@@ -51,8 +51,21 @@ def test_no_peer_counts_for_more_than_the_best_known() -> None:
     linear = (models.macs(128) - models.attention_macs(128)) // 8
     found = [(form(peers.LITE, True, "slow"), counts(500e6, mull8=linear))]
     best = peers.best(found, peers.LITE, True, A72, MODEL, 128)
-    assert (best.total, best.form) == (pytest.approx(407.74e6), "as published")
-    assert best.simd == 250e6, "of SIMD instructions its own are the fewest"
+    assert (best.total, best.form) == (pytest.approx(407.74e6), "published, not counted here")
+    assert (best.simd, best.simd_form) == (250e6, "slow"), "of SIMD instructions its own are the fewest"
+
+
+def test_our_row_is_attention_in_floats_or_integers_with_two_digits() -> None:
+    """Nothing else: no surplus counts as fair."""
+    whole, attention = models.macs(128), models.attention_macs(128)
+    twice = whole + attention / 2
+    for products, done in (
+        (0, "nothing"), (whole - attention, "linear layers"), (whole, "everything"),
+        (twice, "everything; probabilities are two digits"), (1.03 * twice, "**something else**"),
+        (2 * whole, "**something else**"),
+    ):
+        assert peers.our_work(counts(100e6, dot=round(products / 16)), MODEL, 128) == done
+
 
 
 def test_rows_are_full_and_real_tokens() -> None:

@@ -14,6 +14,8 @@ from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(?:[0-9a-f]{8}\s+)?(\S.*)$")
 BRANCH = re.compile(r"^(?:b\.\w+|cbn?z|tbn?z|j[a-z]+)\b.*?0x([0-9a-f]+)")
+STACK, FRAMED = re.compile(r"\[sp\b|\(%rsp\b"), re.compile(r"\[(?:sp|x29)\b|\(%r[bs]p\b")
+FRAME = re.compile(r"^(?:mov|add)q? (?:x29, sp\b|%rsp, %rbp\b)")
 MULTIPLY = {
     "base": (re.compile(r"^(?:s|u)mu?l[la]l?2?\b"), 8), "dotprod": (re.compile(r"^[su]dot\b"), 16),
     "i8mm": (re.compile(r"^[su]mmla\b"), 32), "avxvnni": (re.compile(r"^(?:\{vex\} )?vpdpbusd\b"), 32),
@@ -25,16 +27,19 @@ LEAST_MULTIPLIES, ITERATIONS, DEADLINE_SECONDS = 16, 100, 60
 
 @dataclass(frozen=True)
 class Loop:
-    """`instructions` of one round, and how many int8 products they make."""
+    """`instructions` of one round, and how many int8 products they make; `framed`: x29 or rbp is the frame's pointer in
+    its function, and no register like others."""
 
     function: str
     instructions: tuple[str, ...]
     macs: int
+    framed: bool = False
 
     @property
     def on_stack(self) -> int:
-        """Instructions that read or write the stack."""
-        return sum("[sp" in line or "(%rsp" in line for line in self.instructions)
+        """Instructions that read or write the stack, by its pointer or by that of the frame."""
+        pattern = FRAMED if self.framed else STACK
+        return sum(pattern.search(line) is not None for line in self.instructions)
 
 
 def find_loops(disassembly: str, kernels: KernelSet) -> list[Loop]:
@@ -42,17 +47,18 @@ def find_loops(disassembly: str, kernels: KernelSet) -> list[Loop]:
     if kernels.name not in MULTIPLY:
         return []
     pattern, products = MULTIPLY[kernels.name]
-    loops, function, addresses, lines = list[Loop](), "", list[int](), list[str]()
+    loops, function, framed, addresses, lines = list[Loop](), "", False, list[int](), list[str]()
     for text in disassembly.splitlines():
         label = re.match(r"^[0-9a-f]+ <(.+)>:$", text)
         if label:
-            function, addresses, lines = label[1], [], []
+            function, framed, addresses, lines = label[1], False, [], []
             continue
         found = LINE.match(text)
         if found is None:
             continue
         addresses.append(int(found[1], 16))
         lines.append(" ".join(found[2].split("//")[0].split()))
+        framed = framed or FRAME.match(lines[-1]) is not None
         target = BRANCH.match(lines[-1])
         if target is None or int(target[1], 16) not in addresses:
             continue
@@ -60,7 +66,7 @@ def find_loops(disassembly: str, kernels: KernelSet) -> list[Loop]:
         inner = any(BRANCH.match(line) for line in body[:-1])
         count = sum(bool(pattern.match(line)) for line in body)
         if not inner and count >= LEAST_MULTIPLIES:
-            loops.append(Loop(function, tuple(body), count * products))
+            loops.append(Loop(function, tuple(body), count * products, framed))
     return loops
 
 

@@ -28,13 +28,14 @@ LARGEST_PANEL = 96 << 10  # bytes of an unpacked panel, which lies on the stack
 class Stored:
     """`weights` as the kernels read them; where block-sparse, `blocks` int32 [panels, 3] and `strides` int32 [blocks]
     too; where of 4 bits, `multipliers` uint8 [panels, groups, nr] with `group` inputs each (see `edge_gemm_int8.h`).
-    `depth` is the padded K. `left_out` is the share of k-steps that are not computed."""
+    `depth` is the padded K. `left_out` is the share of k-steps that are not computed, of the `steps` of all panels."""
 
     weights: NDArray[np.int8]
     depth: int = 0
     blocks: NDArray[np.int32] | None = None
     strides: NDArray[np.int32] | None = None
     left_out: float = 0.0
+    steps: int = 0
     multipliers: NDArray[np.uint8] | None = None
     group: int = 0
 
@@ -81,7 +82,8 @@ def pack_blocks(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:
         strides, parts = [np.zeros(1, np.int32)], [np.zeros((1, kernels.nr, kernels.kr), np.int8)]
     left_out = 1 - begin / kept.size
     return Stored(
-        np.concatenate(parts), blocks=np.array(blocks, np.int32), strides=np.concatenate(strides), left_out=left_out
+        np.concatenate(parts), blocks=np.array(blocks, np.int32), strides=np.concatenate(strides), left_out=left_out,
+        steps=kept.size,
     )
 
 
@@ -174,7 +176,8 @@ def storage_summary(stored: Sequence[Stored], small_tables: int = 0) -> tuple[st
     sparse = [matrix for matrix in stored if matrix.blocks is not None]
     small = [matrix for matrix in stored if matrix.multipliers is not None]
     if sparse:
-        share = 100 * float(np.mean([matrix.left_out for matrix in sparse]))
+        shares, steps = [matrix.left_out for matrix in sparse], [matrix.steps for matrix in sparse]
+        share = 100 * float(np.average(shares, weights=steps))
         count = f"{len(sparse)} of {len(stored)} int8 matrices"
         notes.append(f"block-sparse: {count}, {share:.0f} % of their k-steps left out")
     if small:

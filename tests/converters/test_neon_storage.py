@@ -223,6 +223,10 @@ def test_the_form_follows_the_weights() -> None:
     assert storage_summary([stored, Stored(dense)]) == (
         "block-sparse: 1 of 2 int8 matrices, 25 % of their k-steps left out",
     )
+    halved = np.where(np.arange(48)[:, None] < 24, dense[:, :16], 0).astype(np.int8)  # a quarter of the blocks
+    assert storage_summary([stored, store_matrix(halved, kernels)]) == (
+        "block-sparse: 2 of 2 int8 matrices, 30 % of their k-steps left out",
+    )
     assert storage_summary([Stored(dense)]) == ()
     small = store_matrix(four_bit_matrix(rng, 24, 64, 32), kernels)
     assert small.group == 32 and small.bytes == 24 * 64 // 2 + 24 * 2
