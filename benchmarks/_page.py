@@ -35,8 +35,24 @@ def main() -> None:
             label = entry["provenance"] + (f", load {entry['load']:g} before" if "load" in entry else "")
             label += ", with real-time priority" if entry.get("real_time") else ""
             parts.append(f"| {entry['figure']} | {text} | {entry['goal'] or ''} | {met} | {label} |\n")
+        parts += [_part(name, part) for name, part in document.get("parts", {}).items()]
         parts += [_table(table) for table in document.get("tables", [])]
     (ROOT / "docs" / "benchmarks.md").write_text("".join(parts))
+
+
+def _part(name: str, part: dict[str, Any]) -> str:
+    """What must be known of a part of a document; empty for one that was made like the others, whose command shows."""
+    words = [f"{key} {_said(part.get(key))}" for key in part["differs"]]
+    text = f"made in another state than this document's: {'; '.join(words)}" if words else ""
+    if "failed" in part:
+        text += f"{'. ' if text else ''}Kept from before, as a later run failed: {part['failed']}"
+    return f"\nPart `{name}`: {text}.\n" if text else ""
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number}" for name, number in sorted(value.items()))
+    return str(value) if value else "unknown"
 
 
 def _table(table: dict[str, Any]) -> str:

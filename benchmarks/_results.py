@@ -25,8 +25,7 @@ def write_result(
     document = {
         **(extra or {}),
         "format": "edgesdk.benchmark", "version": 1, "command": command or f"python benchmarks/{name}.py",
-        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "machine": machine(), "versions": versions(),
         "figures": figures,
     }
     write_atomic(path or FOLDER / f"{name}.json", canonical_json(document))
@@ -43,6 +42,16 @@ def figure(
     provenance = "unmeasured" if value is None else provenance
     entry = {"figure": name, "value": rounded, "unit": unit, "goal": goal, "met": met, "provenance": provenance}
     return entry | ({"ci95": [float(f"{end:.4g}") for end in interval]} if interval else {})
+
+
+def machine() -> str:
+    """This machine, in words."""
+    return f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that figures depend on."""
+    return {package: version(package) for package in PACKAGES} | {"python": platform.python_version()}
 
 
 def cpu_model() -> str:

@@ -34,7 +34,7 @@ from neon_loops import PROMISED, loop_figures
 from neon_sparse import sparse_figures
 
 from edgesdk.harness.emulate.layers import cache_folder
-from edgesdk.package import write_package
+from edgesdk.package import package_digest, write_package
 
 CACHE = cache_folder() / "neon-benchmark"
 BUILD_PROGRAM = """
@@ -63,6 +63,8 @@ def build_time(builder: neon_peers.Builder) -> Found:
 
 def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
     """Every part, in the order of the page; `folder` is for artifacts of this run."""
+    random = f"random, seed {neon_models.SEED}"
+    weights = package_digest(trained / "fp32.edgepkg") if trained else random
 
     def with_builder(run: Callable[[neon_peers.Builder], Found]) -> Callable[[], Found]:
         return lambda: run(builder())
@@ -80,27 +82,27 @@ def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
         return checked
 
     return {
-        "counts": Part(with_builder(neon_counts.run), neon_counts.PROMISED),
-        "i8mm": Part(with_builder(neon_i8mm.run)),
-        "profile": Part(with_builder(neon_profile.run)),
+        "counts": Part(with_builder(neon_counts.run), neon_counts.PROMISED, weights),
+        "i8mm": Part(with_builder(neon_i8mm.run), weights=weights),
+        "profile": Part(with_builder(neon_profile.run), weights=weights),
         "loops": Part(lambda: (loop_figures(), []), PROMISED),
-        "build": Part(with_builder(build_time), [BUILD]),
+        "build": Part(with_builder(build_time), [BUILD], weights),
         "sparse": Part(lambda: (sparse_figures(neon_models.random_weights(neon_models.SPEC)), []), [
             ("block sparsity 50 % / 75 %: GEMM instructions of dense", "≤ 0.55× / ≤ 0.30×"),
-        ]),
+        ], random),
         "accuracy": Part(
-            needs_trained(lambda path: neon_accuracy.run(path, CACHE / "answers")), neon_accuracy.PROMISED
+            needs_trained(lambda path: neon_accuracy.run(path, CACHE / "answers")), neon_accuracy.PROMISED, weights
         ),
-        "vm": Part(with_builder(neon_vm.run), neon_vm.PROMISED),
+        "vm": Part(with_builder(neon_vm.run), neon_vm.PROMISED, weights),
         "x86": Part(lambda: (neon_x86.figures(folder), []), [
             ("x86, w8a8, S = 128, CPU time of the best int8 peer's, AMX refused to all", "≤ 0.60×"),
             ("x86, w8a8, S = 128, CPU time of the best int8 peer's, with AMX", "≤ 1.00×"),
             ("x86, w8a8, S = 128, CPU time of the best peer's fp32", "≤ 0.40×"),
-        ]),
+        ], random),
         "process": Part(lambda: (neon_process.figures(folder), []), [
             ("x86, w8a8, CPU time to the first result of ONNX Runtime's C API", "≤ 0.10×"),
             ("x86, w8a8, peak RSS", "≤ 30 MB"),
-        ]),
+        ], random),
     }
 
 
@@ -118,7 +120,8 @@ def main() -> None:
         if unknown:
             parser.error(f"unknown parts: {', '.join(unknown)}")
         torch.set_num_threads(1)  # the last bits of calibrated scales do not depend on the machine's load
-        run_parts("neon", parts_of(options.trained, Path(name)), wanted, options.again)
+        arguments = "--trained FOLDER" if options.trained else ""
+        run_parts("neon", parts_of(options.trained, Path(name)), wanted, options.again, arguments)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def test_parts_are_kept_and_what_is_missing_says_why(tmp_path: Path, monkeypatch
     parts.run_parts("trial", table, ["one", "two"])
     parts.run_parts("trial", {"one": table["one"], "two": table["two"]}, None)
     assert runs == ["one"]
-    parts.write("trial", table)
+    parts.write("trial", table, "python benchmarks/trial.py")
     document = json.loads((tmp_path / "results/trial.json").read_text())
     figures = document["figures"]
     found = {entry["figure"]: (entry["value"], entry["provenance"], entry.get("reason")) for entry in figures}
@@ -114,3 +114,37 @@ def test_parts_are_kept_and_what_is_missing_says_why(tmp_path: Path, monkeypatch
     assert page._table(document["tables"][0]) == "\nA table:\n\n| a | b |\n| --- | --- |\n| 1,234 |  |\n"
     parts.run_parts("trial", {"one": table["one"]}, ["one"])
     assert runs == ["one", "one"]
+
+
+def test_a_part_of_another_state_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that fails later keeps its figures, with the reason beside them."""
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+
+    def good() -> Any:
+        return [results.figure("x", 1.0, "s")], []
+
+    def bad() -> Any:
+        raise parts.Missing("no board")
+
+    def document() -> Any:
+        return json.loads((tmp_path / "results/trial.json").read_text())
+
+    parts.run_parts("trial", {"one": parts.Part(good, weights="random")}, None, arguments="--trained FOLDER")
+    first = document()
+    assert first["command"] == first["parts"]["one"]["command"] == "python benchmarks/trial.py --trained FOLDER"
+    assert first["parts"]["one"]["differs"] == [] and first["parts"]["one"]["commit"] == first["commit"]
+    assert page._part("one", first["parts"]["one"]) == ""
+    monkeypatch.setattr(parts, "commit", lambda: "0123456789ab")
+    parts.run_parts("trial", {"one": parts.Part(bad, weights="sha256:12")}, ["one"], arguments="--trained FOLDER")
+    later = document()["parts"]["one"]
+    assert document()["figures"][0]["value"] == 1.0 and later["weights"] == "random"
+    assert later["differs"] == ["commit", "weights"] and later["failed"] == "no board"
+    text = page._part("one", later)
+    assert "weights random" in text and text.endswith("Kept from before, as a later run failed: no board.\n")
+    parts.run_parts("trial", {"one": parts.Part(good, weights="sha256:12")}, ["one"], arguments="--trained FOLDER")
+    assert "failed" not in document()["parts"]["one"] and document()["parts"]["one"]["differs"] == []
+    kept = tmp_path / ".edgesdk/benchmark-trial/one.json"
+    kept.write_text(json.dumps({"figures": [], "tables": [], "seconds": 1.0}))
+    parts.write("trial", {"one": parts.Part(good)}, "python benchmarks/trial.py")
+    assert "commit unknown" in page._part("one", document()["parts"]["one"])
