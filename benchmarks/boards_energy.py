@@ -61,7 +61,7 @@ def run(names: list[str]) -> dict[str, Any]:
         os.environ["EDGESDK_LEASES"] = str(folder / "leases.sqlite")
         emulate.feed(board.name, recording())
         request = Request(
-            target="jetson", board=board.name, recipes=("int8", "int8-dynamic"), converters=("neon", "tflite"),
+            target="jetson", board=board.name, recipes=("fp32", "int8", "int8-dynamic"), converters=("neon", "tflite"),
             goals={"energy": f"max {GENEROUS_MJ}mJ"}, out=folder / "build", state=folder / "state",
             store=folder / "store",
         )

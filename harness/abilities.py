@@ -127,7 +127,8 @@ def _runtimes(target: Target, facts: Mapping[str, Any]) -> Iterator[Ability]:
             yield Ability(f"runtime {name}", False, f"not installed; {name} {wanted} is wanted")
         else:
             fits = new_enough(found, wanted)
-            yield Ability(f"runtime {name}", fits, found if fits else f"{found}, {wanted} is wanted")
+            without = ", without energy: trtexec does not tell when its window starts" if name == "tensorrt" else ""
+            yield Ability(f"runtime {name}", fits, found + without if fits else f"{found}, {wanted} is wanted")
     yield Ability("runtime neon", True, "programs bring everything that they need")
 
 

@@ -1,8 +1,8 @@
 """Room on a full board: files of ours that were not used for the longest time are removed, and nothing else.
 
 Candidates are what EdgeSDK itself put there under a digest: laid-out artifacts (made again from their files when they
-are needed), half uploads and blobs, oldest use first. Jobs and their results stay, and files that the caller needs.
-While a job runs (it holds `STATE/lock`), nothing is removed.
+are needed), half uploads and blobs, and at last engines, which take minutes to build; oldest use first. Jobs and their
+results stay, and files that the caller needs. While a job runs (it holds `STATE/lock`), nothing is removed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ ls -1tr blobs | while IFS= read -r name; do
   case $keep in *" $sum "*) continue;; esac
   if digest "$sum"; then rm -f "blobs/$name" && echo "evicted $name"; fi
 done
+[ -d engines ] && ls -1tr engines | while IFS= read -r name; do
+  enough && break
+  if digest "${name%%.*}"; then rm -f "engines/$name" && echo "evicted $name"; fi
+done
+exit 0
 """
 
 

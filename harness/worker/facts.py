@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from edgesdk.harness.worker import condition, gpu, launch, sensors, trtexec, tuning
+from edgesdk.harness.worker import condition, engine, gpu, launch, sensors, tuning
 from edgesdk.harness.worker.system import device_tree, read_text
 
 RUNTIME_PACKAGES = {
@@ -159,7 +159,7 @@ def collect() -> "dict[str, Any]":
         "power": sensors.describe(),
         "runtimes": {
             **{name: _runtime_version(*names) for name, names in sorted(RUNTIME_PACKAGES.items())},
-            "tensorrt": trtexec.installed_version(),
+            "tensorrt": engine.installed_version(),
         },
     }
     facts.update(snapshot())

@@ -1,8 +1,11 @@
 """Who else uses the GPU of a Jetson: its load, the clients of its memory, compute processes. Elsewhere: nobody."""
 
 import glob
+import os
 import re
+import select
 import subprocess
+import time
 
 from edgesdk.harness.worker.system import SYS, read_int, read_text
 
@@ -17,6 +20,7 @@ MOST_LOAD = 0.05
 # A desktop holds memory of the GPU and leaves it idle.
 DESKTOP = ("Xorg", "Xwayland", "gnome-shell", "weston", "compiz", "nvgpu", "systemd-logind")
 COMMAND_SECONDS = 5.0
+LINE_BYTES = 1 << 16
 CLIENT = re.compile(r"^\S+\s+(\S.{0,60}?)\s+([0-9]{1,9})\s+([0-9]{1,15})K$", re.MULTILINE)
 APPS = re.compile(r"^\s*([0-9]{1,9})\s*,", re.MULTILINE)
 GR3D = re.compile(r"GR3D_FREQ ([0-9]{1,3})%")
@@ -83,16 +87,23 @@ def _output(argv: "list[str]") -> str:
 
 
 def _first_line(argv: "list[str]") -> str:
-    """The first line of a program that goes on for ever."""
+    """The first line of a program that goes on for ever; "" where it says none in time."""
     try:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
         return ""
     assert process.stdout is not None
+    line, deadline = b"", time.monotonic() + COMMAND_SECONDS
     try:
-        line = process.stdout.readline(4096)
+        while b"\n" not in line and len(line) < LINE_BYTES:
+            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return ""
+            more = os.read(process.stdout.fileno(), 4096)
+            if not more:
+                break
+            line += more
     finally:
         process.kill()
-        process.wait()
         process.stdout.close()
-    return str(line.decode("utf-8", "replace"))
+        process.wait()
+    return line.partition(b"\n")[0].decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Memory of this process, in bytes, by the kernel's own names. What is not there is None."""
+"""Memory of a process, in bytes, by the kernel's own names. What is not there is None."""
 
 import os
 import re
@@ -19,6 +19,15 @@ def memory_numbers() -> "dict[str, int | None]":
         "peak_rss": status.get("VmHWM"), "anon": status.get("RssAnon"), "file": status.get("RssFile"),
         "pss": rollup.get("Pss"), "cgroup_peak": _cgroup_peak(), "nvmap": nvmap(read_text(NVMAP) or "", os.getpid()),
     }
+
+
+def seen_of(pid: int) -> "dict[str, int]":
+    """What can be seen of another process while it runs, at little cost to it: its peak and present pages, and what it
+    holds of a Jetson's shared memory; what is not there is left out."""
+    status = _kilobytes(read_text(f"/proc/{pid}/status", 1 << 16) or "")
+    found = {"peak_rss": status.get("VmHWM"), "anon": status.get("RssAnon"), "file": status.get("RssFile"),
+             "nvmap": nvmap(read_text(NVMAP) or "", pid)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _kilobytes(text: str) -> "dict[str, int]":

@@ -28,6 +28,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", help="folder with artifact.json and its files")
     commands = parser.add_subparsers(dest="action", parser_class=_Parser)
     commands.add_parser("info")
+    commands.add_parser("build")
     for name in ("run", "bench", "count"):
         command = commands.add_parser(name)
         command.add_argument("--inputs", required=True)
@@ -53,6 +54,9 @@ def main(arguments: argparse.Namespace) -> int:
         return USAGE
     if arguments.runtime == "trtexec":
         return trtexec.main(arguments)
+    if arguments.action == "build":
+        sys.stderr.write(f"nothing is built for {arguments.runtime}\n")
+        return USAGE
     try:
         document = store.read_json(os.path.join(arguments.artifact, "artifact.json"))
         runtime = RUNTIMES[arguments.runtime](arguments.artifact, document)

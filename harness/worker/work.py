@@ -130,6 +130,8 @@ class _Job(Steps):
 
     def count_all(self, index: int) -> None:
         """Everything of one candidate on an emulated board, where no clock is looked at."""
+        if self.is_built(index):
+            self.build(index)
         self.golden(index)
         self.evaluate(index)
         for round_index in range(self.job["rounds"]):
@@ -145,7 +147,11 @@ class _Job(Steps):
             self.journal.values["ready"] = self._ready()
             self._finish("ready")
         for index, spec in enumerate(self.specs):
-            for name, action in (("golden", self.golden), ("evaluate", self.evaluate)):
+            actions = [("golden", self.golden), ("evaluate", self.evaluate)]
+            if self.is_built(index):
+                actions.insert(0, ("build", self.build))
+                self.total += 1
+            for name, action in actions:
                 self.enter("{} {}".format(name, spec["name"]))
                 self._once(f"c{index}-{name}", action, index)
         if not timing_wanted:

@@ -79,3 +79,13 @@ def test_parsers_survive_junk(text: str) -> None:
     share = gpu.parse_gr3d(text)
     assert share is None or 0 <= share <= 1
     assert all(pid >= 0 for pid in gpu.parse_apps(text)) and isinstance(gpu.parse_clients(text), list)
+
+
+def test_a_silent_tegrastats_is_not_waited_for(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line, or half of one, in time: nothing is known."""
+    monkeypatch.setattr(gpu, "COMMAND_SECONDS", 0.3)
+    for text in ("exec sleep 60\n", "printf 'GR3D_FREQ 37%%'; exec sleep 60\n"):
+        command(jetson, "tegrastats", text)
+        assert gpu.load() is None
+    command(jetson, "tegrastats", f"echo '{LINE}'; exec sleep 60\n")
+    assert gpu.load() == 0.37

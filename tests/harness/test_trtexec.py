@@ -26,7 +26,7 @@ from edgesdk.harness.measure import Evaluation, load_profile, measure
 from edgesdk.harness.replay import Frame, shipped
 from edgesdk.harness.session import Session
 from edgesdk.harness.verify import verify_measurement
-from edgesdk.harness.worker import trtexec
+from edgesdk.harness.worker import engine, memory, trtexec
 from edgesdk.harness.worker.facts import EMULATED_FILE
 from edgesdk.targets.target import Target, load_target
 from edgesdk.testing.needs import need
@@ -73,7 +73,7 @@ def test_latency_of_logs(log: str, found: dict[str, float]) -> None:
 )
 def test_version_of_logs(text: str, version: str | None) -> None:
     """Four digits up to 9, six from 10 on."""
-    assert trtexec.parse_version(text) == version
+    assert engine.parse_version(text) == version
 
 
 JSON = st.recursive(
@@ -88,7 +88,7 @@ JSON = st.recursive(
 def test_parsers_survive_junk(data: Any, text: str) -> None:
     """Numbers, or a ValueError that says what is wrong."""
     assert all(value >= 0 for value in trtexec.parse_latency(text).values())
-    assert trtexec.parse_version(text) is None
+    assert engine.parse_version(text) is None
     for parse in (trtexec.parse_times, lambda found: trtexec.parse_output(found, [LOGITS])):
         try:
             assert parse(data)
@@ -163,11 +163,84 @@ def test_a_timed_measurement(gpu: Board, target: Target, tmp_path: Path) -> None
     assert document["latency_ms"]["p50"] == pytest.approx(0.948975, rel=1e-6)
     assert document["loading_ms"]["cold_load"] == 12.5 and document["loading_ms"]["first_inference"] is None
     assert document["facts"]["runtimes"]["tensorrt"] == "unknown"  # the stand-in brings no library
+    assert document["energy_mj"]["value"] is None and "when its window starts" in document["energy_mj"]["reason"]
+    # The stand-in is a shell; the worker's Python around it has more.
+    assert 1 << 16 < document["peak_rss_bytes"]["value"] < 8 << 20
+    assert document["memory_bytes"]["peak_rss"] == document["peak_rss_bytes"]["value"]
     run(gpu, target, tmp_path, artifact)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert sum("--saveEngine" in call for call in calls) == 1
     assert all("--fp16" in call for call in calls if "--saveEngine" in call)
     assert sum("--exportTimes" in call for call in calls) == 4 and sum("--exportOutput" in call for call in calls) == 8
+
+
+def builds(folder: Path) -> int:
+    """How often an engine was built."""
+    return (folder / "calls").read_text().count("--saveEngine")
+
+
+def test_an_engine_that_is_not_whole_is_built_again(gpu: Board, target: Target, tmp_path: Path) -> None:
+    """Cut, changed in one byte, without its note, or of another TensorRT: each time one build, and right outputs."""
+    artifact, wanted = gpu_artifact(tmp_path / "a"), 1
+    assert run(gpu, target, tmp_path, artifact)["valid"]
+    (plan,) = (tmp_path / "home/.edgesdk/engines").glob("*.plan")
+    whole = plan.read_bytes()
+    for spoil in (
+        lambda: plan.write_bytes(whole[:-1]), lambda: plan.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1])),
+        lambda: Path(f"{plan}.json").unlink(), lambda: Path(f"{plan}.json").write_text("[]"),
+    ):
+        spoil()
+        wanted += 1
+        assert run(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == wanted
+        assert plan.read_bytes() == whole
+    program = tmp_path / "bin/trtexec"
+    program.write_text(program.read_text().replace("v100300", "v100400"))
+    assert run(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == wanted + 1
+    assert len(list(plan.parent.glob("*.plan"))) == 2
+
+
+def test_an_engine_that_does_not_load_is_built_again_once(gpu: Board, target: Target, tmp_path: Path) -> None:
+    """As after a change that no version tells; one that never loads is a reason after that one build."""
+    artifact, program = gpu_artifact(tmp_path / "a"), tmp_path / "bin/trtexec"
+    assert run(gpu, target, tmp_path, artifact)["valid"]
+    sound, mark = program.read_text(), tmp_path / "refused"
+    refuse = f'[ -n "$engine" ] && [ ! -e {mark} ] && {{ touch {mark}; fail "cannot load"; }}\n'
+    program.write_text(sound.replace('[ -r "${model', refuse + '[ -r "${model'))
+    assert run(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == 2
+    program.write_text(sound.replace('[ -r "${model', '[ -n "$engine" ] && fail "cannot load"\n[ -r "${model'))
+    (reason,) = run(gpu, target, tmp_path, artifact)["reasons"]
+    assert "cannot load" in reason and builds(tmp_path) == 3
+
+
+def script(folder: Path, text: str) -> str:
+    """An executable of the test's own in the place of trtexec."""
+    path = folder / "fake"
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_calls_of_trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long log the head and the tail are kept; memory is that of the process itself; a hang ends."""
+    monkeypatch.chdir(tmp_path)
+    long = "echo '[TensorRT v8502]'; yes 0123456789abcdef | head -c 3000000; echo '&&&& PASSED'"
+    ended = engine.call(script(tmp_path, long), [], 60)
+    assert engine.parse_version(ended.log) == "8.5.2" and ended.log.endswith("&&&& PASSED\n")
+    assert len(ended.log) <= engine.HEAD_BYTES + engine.TAIL_BYTES + 1
+    holds = f"import time; held = b'x' * (96 << 20); time.sleep({3 * engine.LOOK_SECONDS}); print('&&&& PASSED')"
+    ended = engine.call(script(tmp_path, f'exec {sys.executable} -c "{holds}"'), [], 60)
+    assert 96 << 20 < ended.seen["peak_rss"] < 160 << 20 and ended.seen["anon"] > 96 << 20
+    with pytest.raises(engine.Failed, match="did not end within 1 s"):
+        engine.call(script(tmp_path, "exec sleep 60"), [], 1)
+
+
+def test_memory_of_the_gpu_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its line in nvmap, while it runs."""
+    clients = tmp_path / "clients"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "NVMAP", str(clients))
+    says = f"echo user fake $$ 2048K > {clients}; sleep {3 * engine.LOOK_SECONDS}; echo '&&&& PASSED'"
+    assert engine.call(script(tmp_path, says), [], 60).seen["nvmap"] == 2 << 20
 
 
 def test_a_wrong_engine_is_never_timed(gpu: Board, target: Target, tmp_path: Path) -> None:
@@ -182,6 +255,7 @@ def test_a_wrong_engine_is_never_timed(gpu: Board, target: Target, tmp_path: Pat
     [
         (lambda text: text.replace('cp "$model" "$save"', "false"), "trtexec failed"),
         (lambda text: text.replace('cp "$model" "$save"', "true"), "wrote no engine"),
+        (lambda text: text.replace('say "$log"', 'say "$log" | grep -v Latency'), "the log claims no median"),
         (lambda text: text.replace('latencyMs\\":%s', 'latencyMs\\":7%s'), "the log claims a median of 0.948975 ms"),
         (lambda text: text.replace('latencyMs\\":%s', 'latencyMs\\":-%s'), "something else than times"),
         (lambda text: text.replace('"values": found.ravel().tolist()', '"values": [0]'), "no 3 values of logits"),
@@ -194,7 +268,7 @@ def test_faults_of_trtexec(gpu: Board, target: Target, tmp_path: Path, change: A
     (reason,) = run(gpu, target, tmp_path, gpu_artifact(tmp_path / "a"))["reasons"]
     assert words in reason and reason.startswith("E_CRASH")
     if "engine" in words or words == "trtexec failed":
-        assert not list((tmp_path / "home/.edgesdk/artifacts").glob("*/engines/*.plan"))
+        assert not list((tmp_path / "home/.edgesdk/engines").glob("*.plan*"))
 
 
 def test_a_board_without_it(host: Board, target: Target, tmp_path: Path) -> None:
@@ -207,8 +281,8 @@ def test_the_version_is_that_of_the_library(gpu: Board, tmp_path: Path, monkeypa
     """The newest one that lies there."""
     for version in ("8.6.2", "10.3.0", "x"):
         (tmp_path / f"libnvinfer.so.{version}").touch()
-    monkeypatch.setattr(trtexec, "LIBRARIES", (f"{tmp_path}/libnvinfer.so.*",))
-    assert trtexec.installed_version() == "10.3.0"
+    monkeypatch.setattr(engine, "LIBRARIES", (f"{tmp_path}/libnvinfer.so.*",))
+    assert engine.installed_version() == "10.3.0"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ for option; do
     --exportTimes=*) times=${option#*=} ;;
     --iterations=*) iterations=${option#*=} ;;
     --duration=*) duration=${option#*=} ;;
-    --fp16 | --int8 | --noTF32 | --skipInference | --useSpinWait | --warmUp=*) ;;
+    --help) exit 0 ;;
+    --fp16 | --int8 | --noTF32 | --useSpinWait | --warmUp=*) ;;
     *) fail "Unknown option: $option" ;;
     esac
 done
