@@ -2,8 +2,8 @@
 
 An engine belongs to one GPU and one version of TensorRT, so the artifact is ONNX and the worker on the board builds the
 engine with `trtexec` (`harness/worker/trtexec.py`). The graph is lowered to opset 17, which TensorRT 8.6 reads, with
-static shapes and int32 tokens (TensorRT 8 has no int64); `Gelu` becomes the pattern that TensorRT fuses. Weights are
-float16; inputs and outputs of float keep float32.
+static shapes and int32 tokens (TensorRT 8 has no int64); `Gelu` becomes the pattern that TensorRT fuses, RMSNorm is
+scaled by the largest of its row. Weights are float16; inputs and outputs of float keep float32.
 
 Quantized packages are refused: TensorRT's Q/DQ take symmetric int8 activations, ours have zero points.
 """
@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, Golden, tolerance, write_artifact
 from edgesdk.converters.base import Outlined, golden, input_tensors, output_tensors
+from edgesdk.converters.tensorrt_norm import scaled_norms
 from edgesdk.files import sha256_bytes
 from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
@@ -70,7 +71,8 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
 def lowered(graph: bytes, sequence: int) -> bytes:
     """The graph for TensorRT: opset 17, batch 1, `sequence` tokens, int32 inputs, float16 inside."""
     model = onnx.load_from_string(graph)
-    nodes = [made for node in model.graph.node for made in _lower(node, model.graph)]
+    scaled = scaled_norms(list(model.graph.node), model.graph)
+    nodes = [made for node in scaled for made in _lower(node, model.graph)]
     renamed: dict[str, str] = {}
     before, after = [], []
     for value in model.graph.input:

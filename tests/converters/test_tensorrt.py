@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from sample_graphs import LLAMA
 
 from edgesdk.converters import converter, tensorrt
 from edgesdk.converters.artifact import read_artifact, tolerance
-from edgesdk.evaluate import sqnr_db
+from edgesdk.evaluate import golden_outputs, sqnr_db
 from edgesdk.files import atomic_folder
+from edgesdk.package import Samples
 from edgesdk.targets import load_target
 from edgesdk.testing.converters import golden_block, sample_package
-from edgesdk.testing.models import SPECS
+from edgesdk.testing.models import SPECS, random_inputs, random_package, random_weights
+from edgesdk.transformer.graph import write_graph
 
 TARGET = load_target("jetson/orin-nano")
 
@@ -35,6 +40,52 @@ def outputs(folder: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         feeds = {t.name: value[row : row + 1] for t, value in zip(artifact.inputs, inputs, strict=True)}
         rows.append(session.run([artifact.outputs[0].name], feeds)[0])
     return np.concatenate(rows), expected
+
+
+def half(model: bytes, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Outputs with every intermediate in float16, by numpy: ONNX Runtime's CPU computes float16 in float32."""
+    found: list[NDArray[Any]] = ReferenceEvaluator(onnx.load_from_string(model)).run(None, feeds)  # type: ignore[assignment]
+    return found
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0, 2e4])
+def test_rms_norm_of_large_and_small_rows(size: float) -> None:
+    """In float16 the squares of what is above 255 would be infinite, those below 2e-4 zero. A row of zeros stays."""
+    parts = [("Mul", ["x", "x"], "square"), ("ReduceMean", ["square", "axes"], "mean"),
+             ("Add", ["mean", "epsilon"], "shifted"), ("Sqrt", ["shifted"], "root"), ("Div", ["x", "root"], "normal"),
+             ("Mul", ["normal", "weight"], "y")]
+    nodes = [onnx.helper.make_node(kind, inputs, [out], name=out) for kind, inputs, out in parts]
+    constants = {"axes": np.array([-1]), "epsilon": np.array(1e-6, np.float32), "weight": np.ones(64, np.float32)}
+    values = [onnx.helper.make_tensor_value_info(text, onnx.TensorProto.FLOAT, [3, 64]) for text in ("x", "y")]
+    initializers = [onnx.numpy_helper.from_array(value, text) for text, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], initializers)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    rows = (size * np.random.default_rng(0).normal(size=(3, 64))).clip(-6e4, 6e4).astype(np.float32)
+    rows[2] = 0
+    (found,) = half(tensorrt.lowered(model.SerializeToString(), 1), {"x": rows})
+    wanted = rows / np.sqrt((rows.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6)
+    assert np.isfinite(found).all() and sqnr_db(wanted, found) > 50 and not found[2].any()
+
+
+def test_a_llama_with_large_activations(tmp_path: Path) -> None:
+    """A first layer that puts out thousands, as real models of this kind do: answers stay those of the float model."""
+    weights = random_weights(LLAMA)
+    weights["layers.0.ffn.down.weight"] *= 1000
+    golden = random_inputs(LLAMA, 3, 1)
+    graph = write_graph(LLAMA, weights)
+    reference, _ = golden_outputs(LLAMA, weights, graph, False, golden)
+    package = dataclasses.replace(
+        random_package(LLAMA), weights=weights, graph=graph,
+        samples=Samples(random_inputs(LLAMA, 8, 2), golden, reference, reference, reference),
+    )
+    assert not tensorrt.check(package, TARGET)
+    with atomic_folder(tmp_path / "a") as folder:
+        tensorrt.convert(package, TARGET, folder)
+    model = (tmp_path / "a/model.onnx").read_bytes()
+    rows = [half(model, {name: value[row : row + 1].astype(np.int32) for name, value in golden.items()})[0]
+            for row in range(3)]
+    found, expected = np.concatenate(rows), reference
+    assert np.isfinite(found).all() and sqnr_db(expected, found) > 40
 
 
 @pytest.mark.parametrize("kind", sorted(SPECS))
