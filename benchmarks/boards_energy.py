@@ -91,25 +91,27 @@ def run(names: list[str]) -> dict[str, Any]:
 def driven(record: BuildRecord) -> tuple[bool, dict[str, Any]]:
     """Whether a goal on energy changes what is selected, to the one candidate that meets it, and is why the other lost.
 
-    Asked of the largest set of candidates whose choice without the goal is not the one of least energy: where it is,
-    the goal could change nothing.
+    Asked of candidates whose choice without the goal is not the one of least energy (where it is, the goal could
+    change nothing): of the set in which those two are the furthest apart, and the largest such set.
     """
     known = {entry.name: entry.figure("energy_mj", "value") for entry in record.candidates if entry.valid}
     energies = {name: float(value) for name, value in known.items() if value is not None}
     how: dict[str, Any] = {"energies_mj": {name: round(value, 3) for name, value in energies.items()}}
-    for size in range(len(energies), 1, -1):
+    found: list[tuple[float, int, BuildRecord, str]] = []
+    for size in range(2, len(energies) + 1):
         for names in itertools.combinations(sorted(energies), size):
-            some = dataclasses.replace(
-                record, candidates=tuple(entry for entry in record.candidates if entry.name in names)
-            )
+            entries = tuple(entry for entry in record.candidates if entry.name in names)
+            some = dataclasses.replace(record, candidates=entries)
             free = select(some).selected
-            least, second = sorted(names, key=lambda name: energies[name])[:2]
-            if free is None or free == least:
-                continue
-            limit = (energies[least] + energies[second]) / 2
-            bound = select(some, {"energy": f"max {limit:.6f}mJ"})
-            how |= {"candidates": list(names), "limit_mj": round(limit, 3), "selected": bound.selected,
-                    "selected_without_that_limit": free, "why_not": dict(bound.why_not)}
-            named = all("energy" in bound.why_not.get(name, "") for name in names if name != least)
-            return bound.selected == least and named, how
-    return False, how | {"reason": "the choice without the goal has the least energy in every set of candidates"}
+            if free is not None:
+                found.append((energies[free] / min(energies[name] for name in names), size, some, free))
+    apart, _, some, free = max(found, key=lambda entry: entry[:2], default=(1.0, 0, record, ""))
+    if apart <= 1:
+        return False, how | {"reason": "the choice without the goal has the least energy in every set of candidates"}
+    names = tuple(sorted((entry.name for entry in some.candidates), key=lambda name: energies[name]))
+    limit = (energies[names[0]] + energies[names[1]]) / 2
+    bound = select(some, {"energy": f"max {limit:.6f}mJ"})
+    how |= {"candidates": list(names), "limit_mj": round(limit, 3), "selected": bound.selected,
+            "selected_without_that_limit": free, "why_not": dict(bound.why_not)}
+    named = all("energy" in bound.why_not.get(name, "") for name in names[1:])
+    return bound.selected == names[0] != free and named, how
