@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from edgesdk.converters.elf import segments
 from edgesdk.errors import ConvertError
 
 NOTE_OWNER = "EdgeSDK"
@@ -20,22 +21,13 @@ def read_isa(path: Path) -> list[str]:
     """
     try:
         with path.open("rb") as stream:
-            header = stream.read(64)
-            if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-                raise ConvertError(f"{path}: not a 64-bit ELF file")
-            table, = struct.unpack_from("<Q", header, 32)
-            entry_size, entries = struct.unpack_from("<HH", header, 54)
-            for index in range(min(entries, 256) if entry_size >= 56 else 0):
-                stream.seek(table + index * entry_size)
-                entry = stream.read(56)
-                kind, = struct.unpack_from("<I", entry)
-                offset, size = struct.unpack_from("<Q", entry, 8)[0], struct.unpack_from("<Q", entry, 32)[0]
-                if kind == PT_NOTE and size <= LARGEST_NOTE:
-                    stream.seek(offset)
-                    found = _find(stream.read(size))
+            for segment in segments(stream):
+                if segment.kind == PT_NOTE and segment.size <= LARGEST_NOTE:
+                    stream.seek(segment.offset)
+                    found = _find(stream.read(segment.size))
                     if found is not None:
                         return found
-    except (OSError, struct.error, OverflowError, UnicodeDecodeError) as problem:
+    except (ConvertError, OSError, struct.error, OverflowError, UnicodeDecodeError) as problem:
         raise ConvertError(f"{path}: not readable as ELF: {problem}") from problem
     raise ConvertError(f"{path}: has no {NOTE_OWNER} note: not a binary of the NEON build")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from pathlib import Path
 
+from edgesdk.converters.elf import segments
+from edgesdk.errors import ConvertError
+
 MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 GLIBC = re.compile(rb"\0GLIBC_([0-9]{1,2})\.([0-9]{1,3})(?:\.[0-9]{1,3})?(?=\0)")
 INTERPRETER = 3
-MOST_HEADERS = 64
 
 
 def elf_machine(path: Path) -> str | None:
@@ -24,17 +27,12 @@ def elf_machine(path: Path) -> str | None:
 
 
 def wanted_glibc(path: Path) -> tuple[int, int] | None:
-    """The newest GLIBC version that a dynamic 64-bit program names; None for static programs and everything else."""
+    """The newest GLIBC version that a dynamic 64-bit little-endian program names; None for static programs and
+    everything else."""
     data = path.read_bytes()
-    if len(data) < 64 or data[:5] != b"\x7fELF\x02":
+    try:
+        kinds = {segment.kind for segment in segments(io.BytesIO(data))}
+    except ConvertError:
         return None
-    order = ">" if data[5] == 2 else "<"
-    offset, size, count = struct.unpack_from(order + "Q", data, 32)[0], *struct.unpack_from(order + "HH", data, 54)
-    kinds = set()
-    for index in range(min(count, MOST_HEADERS)):
-        at = offset + index * size
-        if at + 4 > len(data):
-            return None
-        kinds.add(struct.unpack_from(order + "I", data, at)[0])
     versions = [(int(major), int(minor)) for major, minor in GLIBC.findall(data)]
     return max(versions, default=None) if INTERPRETER in kinds else None

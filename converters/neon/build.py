@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from edgesdk.converters.neon.elf import read_only_bytes
+from edgesdk.converters.elf import read_only_bytes
 from edgesdk.converters.neon.emit import Sources
 from edgesdk.converters.neon.inner_loops import disassemble, loop_notes
 from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet

@@ -13,7 +13,7 @@ from sample_graphs import make
 
 from edgesdk.converters import neon
 from edgesdk.converters.artifact import Artifact
-from edgesdk.converters.neon.elf import read_only_bytes
+from edgesdk.converters.elf import read_only_bytes
 from edgesdk.converters.neon.kernel_sets import choose
 from edgesdk.converters.neon.toolchain import COMMON, find, find_all
 from edgesdk.errors import ConvertError

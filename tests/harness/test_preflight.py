@@ -11,7 +11,7 @@ import pytest
 from harness_artifacts import describe
 
 from edgesdk.harness.board import Board
-from edgesdk.harness.elf import elf_machine
+from edgesdk.harness.elf import elf_machine, wanted_glibc
 from edgesdk.harness.energy import unmeasured_energy
 from edgesdk.harness.figures import board_codes
 from edgesdk.harness.preflight import new_enough, problems
@@ -83,6 +83,26 @@ def test_elf_header(tmp_path: Path, header: bytes, machine: str | None) -> None:
     """Both byte orders; anything that is not ELF has no machine."""
     (tmp_path / "file").write_bytes(header)
     assert elf_machine(tmp_path / "file") == machine
+
+
+@pytest.mark.parametrize(
+    ("kinds", "names", "wanted"),
+    [
+        ((6, 3), b"\0GLIBC_2.4\0GLIBC_2.34\0GLIBC_2.17\0", (2, 34)), ((6, 3), b"\0GLIBC_2.3.4\0", (2, 3)),
+        ((6,), b"\0GLIBC_2.34\0", None), ((6, 3), b"\0GLIBC_PRIVATE\0", None), ((), b"\0GLIBC_2.34\0", None),
+    ],
+)
+def test_glibc_that_a_dynamic_program_wants(
+    tmp_path: Path, kinds: tuple[int, ...], names: bytes, wanted: tuple[int, int] | None
+) -> None:
+    """The newest one named; static programs have no interpreter (3), and want none. A table that is cut off says
+    nothing."""
+    table = b"".join(struct.pack("<IIQQQQQQ", kind, 4, 0, 0, 0, 0, 0, 1) for kind in kinds)
+    for entries, expected in ((len(kinds), wanted), (len(kinds) + 9, None)):
+        header = b"\x7fELF\x02\x01\x01" + bytes(9)
+        header += struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, 0, 64, 0, 0, 64, 56, entries, 0, 0, 0)
+        (tmp_path / "program").write_bytes(header + table + names)
+        assert wanted_glibc(tmp_path / "program") == expected
 
 
 @pytest.mark.parametrize(("note", "lacks"), [(b"neon", None), (b"neon,dotprod", "dotprod"), (None, None)])
