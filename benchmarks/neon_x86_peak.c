@@ -1,4 +1,4 @@
-/* vpdpbusd and nothing else: the least time that int8 multiplications take on an AVX-512 CPU, whoever wrote the kernels. */
+/* vpdpbusd and nothing else: the least time of int8 multiplications on an AVX-512 CPU, whoever wrote the kernels. */
 #include <immintrin.h>
 
 void edge_peak(long count) { /* of vpdpbusd, 64 products each */

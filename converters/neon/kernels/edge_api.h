@@ -64,9 +64,10 @@ EDGE_API int edge_create(edge_model **model, void *memory, size_t bytes, int thr
 EDGE_API int edge_infer(edge_model *model, const void *const inputs[], int length, void *const outputs[]);
 
 /* Causal decoders (edge_decodes() is 1) answer token by token: keys and values of earlier tokens stay in the model's
- * memory. edge_step computes `count` new tokens behind the edge_past() ones that it holds, a prompt as well as one token,
- * and writes their `count` rows of the first output: those that edge_infer gives for the whole sequence. edge_infer
- * begins anew, and the model then holds its tokens. EDGE_BAD_INPUT: more tokens than edge_max_length() in all. */
+ * memory. edge_step computes `count` new tokens behind the edge_past() ones that it holds, a prompt as well as one
+ * token, and writes their `count` rows of the first output: those that edge_infer gives for the whole sequence.
+ * edge_infer begins anew, and the model then holds its tokens. EDGE_BAD_INPUT: more tokens than edge_max_length() in
+ * all. */
 EDGE_API int edge_decodes(void);
 EDGE_API int edge_step(edge_model *model, const int64_t *ids, int count, void *output);
 EDGE_API int edge_past(const edge_model *model);

@@ -1,6 +1,6 @@
 /* Integer attention on the packed int8 results of the projections: scores and context are exact sums of int8 products,
- * the softmax between them has up to 15 bits (edge_softmax_integer.h), and the context is quantized into the next layer's
- * packed_a.
+ * the softmax between them has up to 15 bits (edge_softmax_integer.h), and the context is quantized into the next
+ * layer's packed_a.
  *
  * A panel of MR queries or keys in packed_a is the left and the right operand of a tile, so nothing is copied but the
  * values, which are transposed once for each head. Only kernel sets with edge_tile_scores and edge_tile_values. */

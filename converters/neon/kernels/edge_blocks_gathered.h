@@ -1,5 +1,5 @@
-/* Block-sparse tiles for kernel sets without a loop of their own: the k-steps of A that meet blocks are gathered side by
- * side, and the dense tile multiplies them. Lists are a multiple of EDGE_DENSE_STEPS long, as its K is. */
+/* Block-sparse tiles for kernel sets without a loop of their own: the k-steps of A that meet blocks are gathered side
+ * by side, and the dense tile multiplies them. Lists are a multiple of EDGE_DENSE_STEPS long, as its K is. */
 #pragma once
 enum { EDGE_DENSE_STEPS = 16 / KR, EDGE_GATHERED = 64 };
 

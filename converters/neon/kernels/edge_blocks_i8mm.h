@@ -1,5 +1,5 @@
-/* Block-sparse tiles for i8mm: the inner loop of edge_tile_i8mm.h, with A by a list of strides. A pair of strides is one
- * load, and ld1 adds them to the address itself: 4 steps are 64 smmla in 76 instructions. */
+/* Block-sparse tiles for i8mm: the inner loop of edge_tile_i8mm.h, with A by a list of strides. A pair of strides is
+ * one load, and ld1 adds them to the address itself: 4 steps are 64 smmla in 76 instructions. */
 #pragma once
 
 #define EDGE_BLOCK_PAIR                                                             \

@@ -13,8 +13,8 @@ enum { MF = 4, FV = 4 };
 enum { NF = FV * VW };
 
 #if defined(EDGE_NEON)
-/* Whole tiles are assembly: 16 accumulators, 8 rows of A (4 products each, by lane) and 4 registers of B (two products);
- * 8 products are 128 fmla in 150 instructions. */
+/* Whole tiles are assembly: 16 accumulators, 8 rows of A (4 products each, by lane) and 4 registers of B (two
+ * products); 8 products are 128 fmla in 150 instructions. */
 #define EDGE_FMLA_2(X, Y, C, D, A, L) \
   "fmla %" #X ".4s, v" #C ".4s, v" #A ".s[" #L "]\nfmla %" #Y ".4s, v" #D ".4s, v" #A ".s[" #L "]\n"
 #define EDGE_FMLA_16(C, D, L)                                                                             \

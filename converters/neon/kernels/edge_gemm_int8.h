@@ -61,7 +61,8 @@ EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, co
   const int at = layer->varied ? n : 0;
   edge_panel panel = {
       .weights = layer->weights + (size_t)n * layer->k, .steps = layer->k / KR, .start = start,
-      .scale = layer->scale + n, .zero = layer->zero + at, .step = layer->step ? layer->step + at : NULL, .depth = layer->k,
+      .scale = layer->scale + n, .zero = layer->zero + at, .step = layer->step ? layer->step + at : NULL,
+      .depth = layer->k,
   };
 #if defined(EDGE_NEON)
   EDGE_UNROLL for (int j = 0; j < NV; j++) panel.shift[j] = vqmovn_s32(vf_to_int(vf_load(panel.zero + j * VW)));
@@ -153,8 +154,8 @@ EDGE_INLINE void edge_put_tile(int8_t *packed, int k, int row, int column, vi in
 }
 #endif
 
-/* Call TILE(panel, m, n, tile rows) for all tiles of [rows, layer->n], whose sums begin with START: whole tiles, then the
- * smallest of MR, MR / 2 and 1 rows that covers the rest (a compile-time constant inside of TILE). */
+/* Call TILE(panel, m, n, tile rows) for all tiles of [rows, layer->n], whose sums begin with START: whole tiles, then
+ * the smallest of MR, MR / 2 and 1 rows that covers the rest (a compile-time constant inside of TILE). */
 #define EDGE_FOR_TILES(TILE, START, ...)                                             \
   EDGE_UNPACKED;                                                                     \
   for (int n = 0; n < layer->n; n += NR) {                                           \

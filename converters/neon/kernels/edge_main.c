@@ -307,7 +307,7 @@ static void count(const options *o) {
 
 static int64_t *step_ns, last_step;
 
-/* Step `i` ended. Its time is taken; the marker FIRST_STEP + i, outside of the time, tells a counter of instructions. */
+/* Step `i` ended: its time is taken. Outside of it the marker FIRST_STEP + i tells a counter of instructions. */
 static void step_done(int i) {
   step_ns[i] += now() - last_step;
   prctl(MARKER, FIRST_STEP + i, 0, 0, 0);

@@ -1,7 +1,7 @@
 /* What a generated model offers to the runner (`edge_main.c`) and to the library (`edge_library.c`).
  *
- * The model itself has no state: an inference works in the memory that its `edge_call` names. Inputs and outputs are raw
- * little-endian arrays of one row (batch 1) with the sizes below. */
+ * The model itself has no state: an inference works in the memory that its `edge_call` names. Inputs and outputs are
+ * raw little-endian arrays of one row (batch 1) with the sizes below. */
 #pragma once
 #include "edge_api.h"
 

@@ -6,10 +6,10 @@
  * p goes out as two signed digits, p = 256 high + low with low from -128 to 127, for tiles of int8 products.
  *
  * t = c (score - largest) has EDGE_FRACTION bits behind the point in int16, which saturates: 2^-16 and less are 0.
- * Where c is so large that its multiplier would be above 1, differences of 16 bits reach so far, and are shifted left by
- * `shift` before they are multiplied. The whole part of t, rounded, becomes a shift; the rest g / 2, g in Q15, goes into
- * 2^(g / 2) ~ 1 + 0.34666 g + 0.06066 g^2 + 0.00690 g^3 (minimax, error below 1e-4), times `first`, at most 23160 so
- * that 2^(1 / 2) first fits. */
+ * Where c is so large that its multiplier would be above 1, differences of 16 bits reach so far, and are shifted left
+ * by `shift` before they are multiplied. The whole part of t, rounded, becomes a shift; the rest g / 2, g in Q15, goes
+ * into 2^(g / 2) ~ 1 + 0.34666 g + 0.06066 g^2 + 0.00690 g^3 (minimax, error below 1e-4), times `first`, at most 23160
+ * so that 2^(1 / 2) first fits. */
 #pragma once
 
 enum { EDGE_FRACTION = 10, EDGE_LEAST = -(1 << 30) };

@@ -1,5 +1,5 @@
-/* AVX-VNNI (Alder Lake and later, Zen 5): 4 x 24 outputs, 4 products a step, in 256 bits. vpdpbusd wants unsigned A: A is
- * stored as a + 128 (FLIP), and the bias holds -128 * sum(weights).
+/* AVX-VNNI (Alder Lake and later, Zen 5): 4 x 24 outputs, 4 products a step, in 256 bits. vpdpbusd wants unsigned A: A
+ * is stored as a + 128 (FLIP), and the bias holds -128 * sum(weights).
  *
  * Whole tiles are assembly: 12 sums, 3 registers of B and one of A are all 16 registers, and both compilers would move
  * sums through memory. vpdpbusd has two encodings: the VEX one of AVX-VNNI, and the EVEX one of AVX512-VNNI with VL, in

@@ -1,8 +1,8 @@
 /* ARMv8.0 (A53, A72): 4 x 4 outputs, 16 products a step. smull + smlal2 add two int8 products in int16, which is exact
  * because |weight| <= 127 (2 * 128 * 127 = 32512); sadalp widens to int32.
  *
- * Whole tiles are assembly, as 4 registers of A and of B come by one ld1 each: 48 multiplies and adds in 50 instructions,
- * 8 MAC a cycle on A72 (llvm-mca). */
+ * Whole tiles are assembly, as 4 registers of A and of B come by one ld1 each: 48 multiplies and adds in 50
+ * instructions, 8 MAC a cycle on A72 (llvm-mca). */
 #pragma once
 enum { MR = 4, NR = 4, KR = 16, FLIP = 0 };
 

@@ -37,7 +37,8 @@ enum { MR = 8, NR = 12, KR = 4, FLIP = 0 };
 #define EDGE_PUT_24                                                                                     \
   EDGE_PUT_3(0) EDGE_PUT_3(1) EDGE_PUT_3(2) EDGE_PUT_3(3) EDGE_PUT_3(4) EDGE_PUT_3(5) EDGE_PUT_3(6) EDGE_PUT_3(7)
 
-EDGE_INLINE void edge_tile_8x12(const int8_t *a, const int8_t *b, int steps, const int32_t *start, int32x4_t acc[8][3]) {
+EDGE_INLINE void edge_tile_8x12(
+    const int8_t *a, const int8_t *b, int steps, const int32_t *start, int32x4_t acc[8][3]) {
   EDGE_ROWS_24
   __asm__("mov x10, %[b]\n"
           "mov x11, %[start]\n" EDGE_START_24

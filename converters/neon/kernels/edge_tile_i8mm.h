@@ -1,9 +1,9 @@
-/* ARMv8.6 (or 8.2 with i8mm): 8 x 8 outputs, 8 products a step. smmla multiplies two rows of A by two columns of B into a
- * block of 2 x 2 outputs: [row 0 column 0, row 0 column 1, row 1 column 0, row 1 column 1].
+/* ARMv8.6 (or 8.2 with i8mm): 8 x 8 outputs, 8 products a step. smmla multiplies two rows of A by two columns of B into
+ * a block of 2 x 2 outputs: [row 0 column 0, row 0 column 1, row 1 column 0, row 1 column 1].
  *
- * Whole tiles are assembly: 16 blocks, 4 registers of A and 4 of B; 4 steps are 64 smmla in 74 instructions, 64 MAC a cycle
- * on Neoverse N2 (llvm-mca). Blocks become rows by one zip for each vector. Tiles of the last 1 to 4 rows are written
- * with intrinsics. */
+ * Whole tiles are assembly: 16 blocks, 4 registers of A and 4 of B; 4 steps are 64 smmla in 74 instructions, 64 MAC a
+ * cycle on Neoverse N2 (llvm-mca). Blocks become rows by one zip for each vector. Tiles of the last 1 to 4 rows are
+ * written with intrinsics. */
 #pragma once
 enum { MR = 8, NR = 8, KR = 8, FLIP = 0 };
 #define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
@@ -44,7 +44,8 @@ EDGE_INLINE void edge_tile_8x8(const int8_t *a, const int8_t *b, int steps, cons
 
 EDGE_INLINE void edge_start_blocks(const int32_t *start, const int rows, int32x4_t block[4][4]) {
   EDGE_UNROLL for (int i = 0; i < (rows + 1) / 2; i++)
-    EDGE_UNROLL for (int j = 0; j < 4; j++) block[i][j] = vcombine_s32(vld1_s32(start + 2 * j), vld1_s32(start + 2 * j));
+    EDGE_UNROLL for (int j = 0; j < 4; j++)
+      block[i][j] = vcombine_s32(vld1_s32(start + 2 * j), vld1_s32(start + 2 * j));
 }
 
 /* One step of 4 rows or of 1. */
