@@ -141,7 +141,7 @@ class _TimedRound(_CountedRound):
     first_inference_ns: Whole | None
     peak_rss_bytes: Whole | None
     cpu_ns: Whole | None
-    other_cpu: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    other_cpu: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     warmup: _WarmUp | None = None
     steady: bool
     attempt: Annotated[int, Field(ge=0, lt=10)] = 0

@@ -2,7 +2,8 @@
 
 Candidates are what EdgeSDK itself put there under a digest: laid-out artifacts (made again from their files when they
 are needed), half uploads and blobs, and at last engines, which take minutes to build; oldest use first. Jobs and their
-results stay, and files that the caller needs. While a job runs (it holds `STATE/lock`), nothing is removed.
+results stay, and files that the caller needs. While a job runs (it holds `STATE/lock`, or is named in `STATE/holders`
+where there is no flock), nothing is removed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ cd "$1" || exit 1
 need=$2; shift 2; keep=" $* "
 if command -v flock >/dev/null; then
   exec 9>>lock && flock -n 9 || { echo busy; exit 0; }
+else
+  # Empty files named PID-START-BOOT, see harness/shell/worker.sh.
+  read -r boot < /proc/sys/kernel/random/boot_id
+  since() { read -r stat < "/proc/$1/stat" && set -- ${stat##*) } && [ "$1" != Z ] && echo "${20}"; }
+  for holder in holders/*-*-"$boot"; do
+    name=${holder#holders/}; pid=${name%%-*}
+    start=$(since "$pid" 2>/dev/null) && [ "$name" = "$pid-$start-$boot" ] && { echo busy; exit 0; }
+  done
 fi
 enough() { [ "$(df -Pk . | tail -n 1 | { read -r _ _ _ kib _; echo "$kib"; })" -ge "$need" ]; }
 digest() { [ "${#1}" = 64 ] && case $1 in *[!0-9a-f]*) return 1;; esac; }

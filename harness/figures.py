@@ -88,6 +88,8 @@ def latency(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         labels.add("unsampled")  # nothing was looked at while the rounds ran
     if any((entry.get("environment") or {}).get("turn") == NO_LOCK for entry in rounds):
         labels.add("unserialized")  # other boards of this machine may have been timed beside it
+    if any(entry.get("other_cpu", 0.0) is None for entry in rounds):
+        labels.add("load_unknown")
     if profile.name == "quick":
         labels.add("quick")
     return {

@@ -1,6 +1,7 @@
 """One job of the shell worker, from the host's side: sent, started once, watched, collected; `worker.sh` does it.
 
 The id of a running job is kept in the work folder, as for the Python worker: a harness that was killed finds it again.
+Every wait has an end, also for a worker that stands still or lies about its steps.
 """
 
 from __future__ import annotations
@@ -9,72 +10,45 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from edgesdk.errors import BoardError, Corrupt, EdgeSDKError
-from edgesdk.files import sha256_bytes, sha256_file, write_atomic
+from edgesdk.errors import BoardError, Corrupt, Deadline, EdgeSDKError
+from edgesdk.files import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgesdk.harness.deploy import deploy, remove
 from edgesdk.harness.job import CANCEL_SECONDS, COLLECT_TRIES, FAILURES, Losses, Progress, job_identity
 from edgesdk.harness.leases import Lease
 from edgesdk.harness.session import Session
-from edgesdk.harness.shell.snapshot import sections
+from edgesdk.harness.shell.report import Report, Step, Wrote, parse_report
 from edgesdk.harness.text import plain
 from edgesdk.harness.transport import file_error
 
 COMMAND_SECONDS = 60.0
 REPORT_LIMIT = 64 << 20
-FILE_LIMIT = 1 << 30
+FILES_LIMIT = 2 << 30
 LONGEST_POLL = 3.0
+# What the worker may need around a step beyond its limit: two `sync` of at most 60 s, two looks at the board, a copy of
+# the program on a slow card.
+AROUND_SECONDS = 240.0
+# A board without one of these is told so at once; all of them are in busybox.
+TOOLS = tuple("cat chmod cp date df env head mkdir mv rm sed sha256sum sleep sync tail tr uname wc".split())
 FINAL = ("done", "failed", "lost", "unknown")
-STEP = re.compile(r"step (c[0-9]{1,6}-[a-z0-9]{1,40}) ([0-9]{1,3})( overdue)?")
-FILE = re.compile(r"file (c[0-9]{1,6}-[a-z0-9]{1,40}\.(?:bin|jsonl)) ([0-9a-f]{64}) +([0-9]{1,12})")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A program's run. `words` are plain, `@DIGEST` stands for the path of a blob; `setting` is an environment variable
-    that it gets, NAME=VALUE."""
-
-    name: str
-    limit_s: float
-    program: str
-    words: tuple[str, ...]
-    setting: str = "-"
-
-    def line(self) -> str:
-        """As the worker reads it."""
-        return " ".join((self.name, f"{self.limit_s:.0f}", self.setting, self.program, *self.words))
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a step ended and what was seen around it (sections of `worker.sh`)."""
-
-    code: int
-    overdue: bool
-    out: str
-    err: str
-    clocks: str
-    before: Mapping[str, str]
-    after: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Report:
-    """Steps that ran, digests of the files that they wrote (all of them in `folder`), and (boot id, wall clock) of each
-    start."""
-
-    steps: Mapping[str, Ran]
-    sha256: Mapping[str, str]
-    folder: Path
-    starts: Sequence[tuple[str, int]]
 
 
 def send_worker(session: Session) -> str:
-    """Put the shell worker on the board; returns its path there."""
+    """Put the shell worker on the board; returns its path there.
+
+    Raises:
+        BoardError: the board lacks a command that it needs; and what `Session` raises.
+    """
+    script = 'for tool; do command -v "$tool" >/dev/null || echo "$tool"; done'
+    lacks = session.step(lambda to: to.run(["sh", "-c", script, "tools", *TOOLS], COMMAND_SECONDS)).text.split()
+    if lacks:
+        raise BoardError(
+            f"{session.board.name}: lacks {session.board.python}, and for measuring without Python "
+            f"{plain(' '.join(lacks), 200)}", "install Python 3, or busybox with these commands",
+        )
     source = Path(str(files("edgesdk.harness.shell").joinpath("worker.sh")))
     name = sha256_file(source)
     deploy(session, {name: source})
@@ -99,7 +73,8 @@ def run_steps(
     session: Session, worker: str, steps: Sequence[Step], request: Mapping[str, Any], memory: str,
     blobs: Mapping[str, Path], workdir: Path, progress: Progress, lease: Lease | None = None, wait_s: float = 300.0,
 ) -> tuple[Report, str]:
-    """Do steps on the board; returns the report and the job's id.
+    """Do steps on the board; returns the report and the job's id. The report stays in the work folder, for
+    `kept_report`.
 
     Args:
         request: what identifies the job; equal requests of one work folder are one job.
@@ -107,7 +82,8 @@ def run_steps(
         blobs: files that the steps need.
 
     Raises:
-        Busy, DiskFull, LeaseLost, Corrupt, BoardError: the job failed on the board; and what `Session` raises.
+        Busy, DiskFull, LeaseLost, Corrupt, BoardError: the job failed on the board. Deadline: it stood still, and was
+        stopped. And what `Session` raises.
     """
     identity = job_identity(workdir, request, memory)
     spec = workdir / f"{memory}.steps"
@@ -119,19 +95,19 @@ def run_steps(
         lease.check()
     epoch = str(lease.epoch) if lease is not None else "-"
     start = ("start", state, identity, name, epoch, f"{wait_s:.0f}")
+    kept = _kept(workdir, request, memory)
     try:
-        status = _to_the_end(session, worker, start, [step.name for step in steps], progress, lease)
+        status = _to_the_end(session, worker, start, steps, progress, lease)
         if status[0] != "done":
             (workdir / memory).unlink(missing_ok=True)
             if status[0] == "failed":
                 remove(session, f"{state}/jobs/{identity}", f"{state}/blobs/{name}")
             raise _failure(session, status)
-        report = _collect(session, f"{state}/jobs/{identity}", status, workdir)
-    except KeyboardInterrupt:
-        with contextlib.suppress(EdgeSDKError):
-            session.once(lambda to: to.run(["sh", worker, "stop", state, identity], CANCEL_SECONDS))
-            session.once(lambda to: to.run(["rm", "-rf", f"{state}/jobs/{identity}"], CANCEL_SECONDS))
-            (workdir / memory).unlink(missing_ok=True)
+        report = _collect(session, f"{state}/jobs/{identity}", status, kept, steps)
+    except (KeyboardInterrupt, StandsStill):
+        if _cancel(session, worker, identity):
+            for left in (spec, workdir / memory):
+                left.unlink(missing_ok=True)
         raise
     remove(session, f"{state}/jobs/{identity}", f"{state}/blobs/{name}")
     for left in (spec, workdir / memory):
@@ -139,25 +115,81 @@ def run_steps(
     return report, identity
 
 
+class StandsStill(Deadline):
+    """A job that makes no progress."""
+
+
+def _cancel(session: Session, worker: str, identity: str) -> bool:
+    """Stop the job and remove its folder; False where it may still run: it stays remembered then, and a later call
+    finds it."""
+    state = session.board.state
+    with contextlib.suppress(EdgeSDKError):
+        stopped = session.once(lambda to: to.run(["sh", worker, "stop", state, identity], CANCEL_SECONDS))
+        if stopped.returncode == 0 and stopped.text.split()[:1] and stopped.text.split()[0] in FINAL:
+            session.once(lambda to: to.run(["rm", "-rf", f"{state}/jobs/{identity}"], CANCEL_SECONDS))
+            return True
+    return False
+
+
+class _Patience:
+    """How long a job may take: each step its limit and what is done around it, counted from the last change of the
+    status; and all of it the sum, so that a status that only seems to move ends too."""
+
+    def __init__(self, where: str, steps: Sequence[Step], wait_s: float) -> None:
+        self.where = where
+        self.limits = {"waiting": wait_s + AROUND_SECONDS}
+        self.limits |= {step.name: step.limit_s + AROUND_SECONDS for step in steps}
+        self.end = time.monotonic() + sum(self.limits.values())
+        self.seen = ""
+        self.since = time.monotonic()
+
+    def again(self) -> None:
+        """The job lost its process: it waits for the board again, and repeats one step."""
+        self.end += self.limits["waiting"] + max(self.limits.values())
+        self.seen = ""
+
+    def look(self, doing: str) -> None:
+        """The job is at a step, or `waiting`.
+
+        Raises:
+            StandsStill: for too long.
+        """
+        now = time.monotonic()
+        if doing != self.seen:
+            self.seen, self.since = doing, now
+        limit = self.limits.get(doing, AROUND_SECONDS)
+        if now - self.since > limit or now > self.end:
+            raise StandsStill(
+                f"{self.where}: the job stands still: {plain(doing, 60)} for {now - self.since:.0f} s, at most "
+                f"{limit:.0f} s were expected",
+                "look at `dmesg` of the board (a worn card? a frozen driver?), then run the same command again",
+            )
+
+
 def _to_the_end(
-    session: Session, worker: str, start: Sequence[str], names: Sequence[str], progress: Progress, lease: Lease | None
+    session: Session, worker: str, start: Sequence[str], steps: Sequence[Step], progress: Progress,
+    lease: Lease | None,
 ) -> list[str]:
     """The words of the final status; a job that lost its process goes on with the steps that it has."""
-    losses = Losses(session.board.name)
+    names = [step.name for step in steps]
+    losses, patience = Losses(session.board.name), _Patience(session.board.name, steps, float(start[-1]))
     status = ask(session, worker, *start).split()
     pause = 0.1
     while True:
         kind = status[0] if status else ""
         if kind == "lost":
             losses.add()
+            patience.again()
             if lease is not None:
                 lease.check()
             status = ask(session, worker, *start).split()
             continue
         if kind in FINAL:
             return status
-        if kind == "running" and len(status) == 2 and status[1] in names:
-            progress(status[1], names.index(status[1]), len(names))
+        doing = status[1] if kind == "running" and len(status) == 2 else kind
+        patience.look(doing)
+        if doing in names:
+            progress(doing, names.index(doing), len(names))
         time.sleep(pause)
         pause = min(pause * 1.4, LONGEST_POLL)
         status = ask(session, worker, "look", *start[1:3]).split()
@@ -169,52 +201,40 @@ def _failure(session: Session, status: Sequence[str]) -> EdgeSDKError:
     return kind(f"{session.board.name}: {words}", "run the same command again")
 
 
-def _collect(session: Session, home: str, status: Sequence[str], workdir: Path) -> Report:
+def kept_report(workdir: Path, request: Mapping[str, Any], memory: str, steps: Sequence[Step]) -> Report | None:
+    """The report of a job that an earlier call of this work folder collected; None where it or its files are gone."""
+    with contextlib.suppress(OSError):
+        report = _read_report(_kept(workdir, request, memory), steps)
+        if all(sha256_file(report.folder / name) == wrote.sha256 for name, wrote in report.fetched.items()):
+            return report
+    return None
+
+
+def _kept(workdir: Path, request: Mapping[str, Any], memory: str) -> Path:
+    return workdir / f"{memory}-{sha256_bytes(canonical_json(request))[:16]}.report"
+
+
+def _read_report(kept: Path, steps: Sequence[Step]) -> Report:
+    return parse_report(kept.read_bytes().decode("utf-8", "replace"), kept.parent / "raw", steps)
+
+
+def _collect(session: Session, home: str, status: Sequence[str], kept: Path, steps: Sequence[Step]) -> Report:
+    """The report and the files that it names; a file that is larger than its step may write stays on the board."""
     if len(status) != 3 or not re.fullmatch("[0-9a-f]{64}", status[1]) or not re.fullmatch("[0-9]{1,9}", status[2]):
         raise Corrupt(f"{session.board.name}: final status of the job is malformed: {plain(' '.join(status), 200)}")
-    raw = workdir / "raw"
-    raw.mkdir(parents=True, exist_ok=True)
-    _get(session, f"{home}/report", workdir / "report", status[1], min(int(status[2]), REPORT_LIMIT))
-    steps, wrote, starts = parse_report((workdir / "report").read_bytes().decode("utf-8", "replace"))
-    (workdir / "report").unlink()
-    for name, (digest, size) in wrote.items():
-        _get(session, f"{home}/work/{name}", raw / name, digest, min(size, FILE_LIMIT))
-    return Report(steps, {name: digest for name, (digest, _) in wrote.items()}, raw, starts)
+    _get(session, f"{home}/report", kept, Wrote(status[1], min(int(status[2]), REPORT_LIMIT)))
+    report = _read_report(kept, steps)
+    report.folder.mkdir(parents=True, exist_ok=True)
+    if sum(wrote.size for wrote in report.fetched.values()) > FILES_LIMIT:
+        raise Corrupt(f"{session.board.name}: the files of the job have more than {FILES_LIMIT >> 20} MiB")
+    for name, wrote in report.fetched.items():
+        _get(session, f"{home}/work/{name}", report.folder / name, wrote)
+    return report
 
 
-def _get(session: Session, remote: str, local: Path, digest: str, limit: int) -> None:
+def _get(session: Session, remote: str, local: Path, wrote: Wrote) -> None:
     for _ in range(COLLECT_TRIES):
-        session.step(lambda to: to.get(remote, local, limit))
-        if sha256_bytes(local.read_bytes()) == digest:
+        session.step(lambda to: to.get(remote, local, wrote.size))
+        if sha256_file(local) == wrote.sha256:
             return
     raise Corrupt(f"{session.board.name}: {remote} arrived with wrong bytes {COLLECT_TRIES} times")
-
-
-def parse_report(
-    text: str,
-) -> tuple[dict[str, Ran], dict[str, tuple[str, int]], list[tuple[str, int]]]:
-    """Steps by name, (sha256, bytes) of files by name, starts. Lines that are anything else are skipped."""
-    parts: list[tuple[re.Match[str], list[str]]] = []
-    wrote: dict[str, tuple[str, int]] = {}
-    rest: list[str] = []
-    lines = rest
-    for line in text.splitlines():
-        if step := STEP.fullmatch(line):
-            lines = []
-            parts.append((step, lines))
-        elif file := FILE.fullmatch(line):
-            wrote[file[1]] = file[2], int(file[3])
-        elif line == "rest":
-            lines = rest
-        else:
-            lines.append(line)
-    steps = {}
-    for found, inside in parts:
-        said = sections("\n".join(inside))
-        before, after = (sections(said.get(name, "")) for name in ("before", "after"))
-        steps[found[1]] = Ran(
-            int(found[2]), bool(found[3]), said.get("out", ""), said.get("err", ""), said.get("cpu", ""), before, after
-        )
-    starts = re.findall(r"^([0-9a-f-]{1,64}) ([0-9]{1,12})$", sections("\n".join(rest)).get("starts", ""), re.MULTILINE)
-    return steps, wrote, [(boot, int(at)) for boot, at in starts]
-

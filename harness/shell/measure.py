@@ -6,6 +6,7 @@ evaluation and the rounds of those that passed, interleaved in the same seeded r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ from edgesdk.harness.job import Progress
 from edgesdk.harness.leases import Lease
 from edgesdk.harness.session import Session
 from edgesdk.harness.shell import snapshot
-from edgesdk.harness.shell.job import Ran, Report, Step, run_steps
+from edgesdk.harness.shell.job import kept_report, run_steps
+from edgesdk.harness.shell.report import Ran, Report, Step
 from edgesdk.harness.worker import blocks, child, codes, count, ready, rounds, steps, timing
 
 # What the Python worker does and this one cannot; stored with each measurement and shown by `boards probe`.
@@ -32,6 +34,11 @@ LOST = (
     "cold load without cached pages, warm loads, PSS and control groups",
 )
 REASON = "needs Python on the board"
+# Room beyond what is expected, so that a file that is somewhat too long is judged, not left on the board.
+SPARE_BYTES = 1 << 20
+SAMPLES_BYTES, COUNTS_BYTES = 256 << 20, 16 << 20
+# Files of the work folder that remember the two jobs.
+FIRST, SECOND = "check.json", "job.json"
 
 
 class ShellMeasurement:
@@ -65,17 +72,17 @@ class ShellMeasurement:
         if self.request["strict"]:
             for record in self.records:
                 record["reasons"] += faults
-        report, identity = self._job([self._golden_step(index) for index in self._alive()], "check.json", [])
+        report, identity = self._check([self._golden_step(index) for index in self._alive()])
         for index in self._alive():
             self._judge_golden(index, report)
         passed = self._alive()
         second = [step for index in passed for step in self._evaluation_steps(index)] + self._round_steps(passed)
         if second:
             first = report
-            report, identity = self._job(second, "job.json", passed)
+            report, identity = self._job(second, SECOND, passed)
             for index in passed:
                 self._keep(index, report)
-            report = Report({**first.steps, **report.steps}, report.sha256, report.folder, report.starts)
+            report = dataclasses.replace(report, steps={**first.steps, **report.steps})
         seen = [snapshot.snapshot(sections) for ran in report.steps.values() for sections in (ran.before, ran.after)]
         empty = {key: facts.get(key) for key in answers.Snapshot.model_fields}
         result = {
@@ -85,6 +92,8 @@ class ShellMeasurement:
         }
         where = f"{self.session.board.name}: shell worker"
         checked = answers.check_result(result, {**self.request, "id": identity}, where)
+        for kept in self.workdir.glob("*.report"):
+            kept.unlink()
         return checked, report.folder
 
     def _blob(self, spec: Mapping[str, Any], path: str) -> str:
@@ -96,13 +105,24 @@ class ShellMeasurement:
     def _fail(self, index: int, code: str, text: str) -> None:
         self.records[index]["reasons"].append({"code": code, "text": text})
 
+    def _check(self, wanted: Sequence[Step]) -> tuple[Report, str]:
+        """The golden checks. Where the second job of an earlier call is remembered, the report of that call holds: that
+        job may still run, and then the board takes no other."""
+        if (self.workdir / SECOND).exists():
+            kept = kept_report(self.workdir, self._request(FIRST, []), FIRST, wanted)
+            if kept is not None:
+                return kept, sha256_bytes(FIRST.encode())
+        return self._job(wanted, FIRST, [])
+
+    def _request(self, memory: str, passed: Sequence[int]) -> dict[str, Any]:
+        return {**self.request, "job": memory, "passed": list(passed)}
+
     def _job(self, wanted: Sequence[Step], memory: str, passed: Sequence[int]) -> tuple[Report, str]:
         if not wanted:
-            return Report({}, {}, self.workdir / "raw", []), sha256_bytes(memory.encode())
+            return Report({}, {}, {}, self.workdir / "raw", []), sha256_bytes(memory.encode())
         used = {step.program for step in wanted} | {word[1:] for step in wanted for word in step.words}
-        request = {**self.request, "job": memory, "passed": list(passed)}
         return run_steps(
-            self.session, self.worker, wanted, request, memory,
+            self.session, self.worker, wanted, self._request(memory, passed), memory,
             {name: path for name, path in self.blobs.items() if name in used}, self.workdir, self.progress, self.lease,
             float(self.request["lock_wait_s"]),
         )
@@ -125,9 +145,16 @@ class ShellMeasurement:
         memory = ready.check_memory(facts.get("mem_available_bytes"), needed)
         return [{"code": code, "text": text} for code, text in faults] + memory
 
-    def _step(self, index: int, name: str, limit_s: float, words: Sequence[str], setting: str = "-") -> Step:
+    def _step(
+        self, index: int, name: str, limit_s: float, words: Sequence[str], most_bytes: int, setting: str = "-"
+    ) -> Step:
         program = self._blob(self.request["candidates"][index], self.documents[index]["executable"])
-        return Step(f"c{index}-{name}", limit_s, program, tuple(words), setting)
+        writes = f"c{index}-{name}.{'bin' if setting == '-' else 'jsonl'}"
+        return Step(f"c{index}-{name}", limit_s, program, tuple(words), setting, writes, most_bytes)
+
+    def _outputs(self, index: int, n: int) -> int:
+        """Bytes of the outputs for n inputs."""
+        return blocks.block_bytes(self.documents[index]["outputs"], n)
 
     def _golden(self, index: int) -> tuple[str, int, dict[str, bytes]]:
         """(blob of inputs, rows, expected outputs by side) of a golden check; on an emulated board some of the rows."""
@@ -156,13 +183,13 @@ class ShellMeasurement:
     def _golden_step(self, index: int) -> Step:
         inputs, n, _ = self._golden(index)
         words = ["run", "--inputs", f"@{inputs}", "--n", str(n), "--outputs", f"c{index}-golden.bin"]
-        return self._step(index, "golden", steps.GOLDEN_LIMIT_S, words)
+        return self._step(index, "golden", steps.GOLDEN_LIMIT_S, words, self._outputs(index, n) + SPARE_BYTES)
 
     def _judge_golden(self, index: int, report: Report) -> None:
         ran = self._ended(index, "golden", report, "golden check")
         if ran is None:
             return
-        data = self._written(report, f"c{index}-golden.bin")
+        data = report.written(f"c{index}-golden.bin")
         _, n, expected = self._golden(index)
         document = self.documents[index]
         limits, tensors = document["golden"]["tolerance"], document["outputs"]
@@ -180,7 +207,8 @@ class ShellMeasurement:
             return []
         words = ["run", "--inputs", f"@{asked['sha256']}", "--n", str(asked["n"]), "--outputs",
                  f"c{index}-evaluation.bin"]
-        return [self._step(index, "evaluation", 120 + 3 * self.speeds[index] * asked["n"], words)]
+        most = self._outputs(index, asked["n"]) + SPARE_BYTES
+        return [self._step(index, "evaluation", 120 + 3 * self.speeds[index] * asked["n"], words, most)]
 
     def _round_steps(self, passed: Sequence[int]) -> list[Step]:
         if self.request["mode"] == "none":
@@ -198,15 +226,19 @@ class ShellMeasurement:
         inputs = self._blob(self.request["candidates"][index], document["golden"]["inputs"])
         words = ["bench", "--inputs", f"@{inputs}", *rounds.bench_options(int(document["golden"]["n"]), seed,
                  self.profile), "--samples", f"c{index}-round{number}.bin"]
-        return self._step(index, f"round{number}", rounds.bench_limit(self.profile, self.speeds[index]), words)
+        limit_s = rounds.bench_limit(self.profile, self.speeds[index])
+        return self._step(index, f"round{number}", limit_s, words, SAMPLES_BYTES)
 
-    def _count_step(self, index: int, number: int) -> Step:
+    def _counted_rows(self, index: int) -> list[int]:
         document = self.documents[index]
         most = rounds.COUNTED_INPUTS_THAT_DIFFER if document["work"] == "per_input" else rounds.COUNTED_INPUTS
-        rows = timing.seeded_order(int(document["golden"]["n"]), self.request["seed"])[:most]
+        return timing.seeded_order(int(document["golden"]["n"]), self.request["seed"])[:most]
+
+    def _count_step(self, index: int, number: int) -> Step:
+        rows = self._counted_rows(index)
         words = ["count", "--inputs", f"@{self._rows(index, rows)}", "--n", str(len(rows))]
         setting = f"QEMU_PLUGIN={self.request['counting_plugin']},out=c{index}-round{number}.jsonl"
-        return self._step(index, f"round{number}", steps.GOLDEN_LIMIT_S, words, setting)
+        return self._step(index, f"round{number}", steps.GOLDEN_LIMIT_S, words, COUNTS_BYTES, setting)
 
     def _ended(self, index: int, name: str, report: Report, what: str) -> Ran | None:
         """How a step ended; None, and a reason, where it did not end well."""
@@ -218,6 +250,10 @@ class ShellMeasurement:
         if ran.overdue:
             self._fail(index, "E_TIMEOUT", f"{what}: no end in time, killed")
             return None
+        for suffix in ("bin", "jsonl"):
+            if large := report.too_large.get(f"c{index}-{name}.{suffix}"):
+                self._fail(index, "E_CRASH", f"{what}: wrote {large.size >> 20} MiB, far more than it should")
+                return None
         kills = snapshot.oom_kills(ran.before), snapshot.oom_kills(ran.after)
         counted = f"; vmstat: oom_kill {kills[0]} → {kills[1]}" if kills[1] > kills[0] else ""
         code, reason = child.describe_status(ran.code << 8, counted, " ".join(ran.err.split())[-600:])
@@ -225,19 +261,14 @@ class ShellMeasurement:
             self._fail(index, code, f"{what}: {reason}")
         return None if code else ran
 
-    def _written(self, report: Report, name: str) -> bytes:
-        return (report.folder / name).read_bytes() if name in report.sha256 else b""
-
     def _keep(self, index: int, report: Report) -> None:
         """Evaluation and rounds of a candidate, as far as they came to a good end."""
         record, asked = self.records[index], self.request["candidates"][index]["evaluation"]
         if asked and self._ended(index, "evaluation", report, "evaluation") is not None:
             name = f"c{index}-evaluation.bin"
-            found, wanted = len(self._written(report, name)), blocks.block_bytes(
-                self.documents[index]["outputs"], asked["n"]
-            )
+            found, wanted = len(report.written(name)), self._outputs(index, asked["n"])
             if found == wanted:
-                record["evaluation"] = {"n": asked["n"], "file": name, "sha256": report.sha256[name]}
+                record["evaluation"] = {"n": asked["n"], "file": name, "sha256": report.fetched[name].sha256}
             else:
                 self._fail(index, "E_CRASH", f"evaluation: wrote {found} bytes of outputs, expected {wanted}")
         for number in range(self.request["rounds"] if self.request["mode"] != "none" else 0):
@@ -254,15 +285,16 @@ class ShellMeasurement:
 
     def _counted(self, index: int, number: int, report: Report) -> dict[str, Any]:
         name = f"c{index}-round{number}.jsonl"
-        found = count.parse_counts(self._written(report, name).decode("utf-8", "replace"))
-        if not found:
-            raise ValueError("the counting plugin saw no inference")
-        return {"index": number, "file": name, "sha256": report.sha256[name], "count": len(found)}
+        found = count.parse_counts(report.written(name).decode("utf-8", "replace"))
+        wanted = len(self._counted_rows(index))
+        if len(found) != wanted:
+            raise ValueError(f"the counting plugin saw {len(found)} inferences, expected {wanted}")
+        return {"index": number, "file": name, "sha256": report.fetched[name].sha256, "count": len(found)}
 
     def _timed(self, index: int, number: int, ran: Ran, report: Report) -> dict[str, Any]:
         name = f"c{index}-round{number}.bin"
         record = rounds.parse_round(ran.out.encode())
-        size = len(self._written(report, name))
+        size = len(report.written(name))
         if size != 8 * record["count"]:
             raise ValueError(f"{size} bytes of samples for a count of {record['count']}")
         seen = snapshot.surroundings(ran.before, ran.after, ran.clocks)

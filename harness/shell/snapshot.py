@@ -18,13 +18,15 @@ TIMES = re.compile(r"([0-9]{1,9})m([0-9]{1,2}(?:\.[0-9]{1,9})?)s")
 STICKY = 0xF0000
 DEVICE_TREES = ("/proc/device-tree", "/sys/firmware/devicetree/base")
 USUAL_TICKS = 100
+LONGEST_SECONDS = 1e7
 
 
 def sections(text: str) -> dict[str, str]:
-    """Contents by name. A later section of the same name wins; other lines at the margin end a section."""
+    """Contents by name. A later section of the same name wins; other lines at the margin end a section. Lines end at a
+    newline only, as for the `sed` that indented them."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith(" "):
             lines.append(line[1:])
         elif line.startswith("section "):
@@ -74,7 +76,7 @@ def surroundings(before: Mapping[str, str], after: Mapping[str, str], clocks: st
     Args:
         clocks: the worker's `clocks` before and after, four lines each.
     """
-    wall, busy, own = _clocks(clocks)
+    wall, busy, own = _clocks(clocks) or (None, 0.0, None)
     pressure = {}
     for name in ("cpu", "io", "memory"):
         waited = _difference(*(parse_pressure(seen.get(f"/proc/pressure/{name}", "")) for seen in (before, after)))
@@ -88,8 +90,8 @@ def surroundings(before: Mapping[str, str], after: Mapping[str, str], clocks: st
         "throttled_now": (bits[1] or 0) & ~STICKY if both else None,
         "throttled_new": (bits[1] or 0) & ~(bits[0] or 0) if both else None,
         "temperature_start_c": temperature(before), "temperature_end_c": temperature(after),
-        "temperature_max_c": max(heat, default=None), "wall_s": wall or None,
-        "other_cpu": round(max(0.0, busy - own) / wall, 4) if wall else 0.0, "cpu_s": own,
+        "temperature_max_c": max(heat, default=None), "wall_s": wall,
+        "other_cpu": None if wall is None or own is None else round(max(0.0, busy - own) / wall, 4), "cpu_s": own,
     }
 
 
@@ -115,22 +117,29 @@ def oom_kills(seen: Mapping[str, str]) -> int:
 
 def free_bytes(seen: Mapping[str, str]) -> int | None:
     """Free bytes of the state folder's disk, by `df -P`."""
-    words = seen.get("disk", "").splitlines()[-1:]
+    words = seen.get("disk", "").split("\n")[-1:]
     fields = words[0].split() if words else []
     return int(fields[3]) * 1024 if len(fields) > 3 and fields[3].isascii() and fields[3].isdigit() else None
 
 
-def _clocks(text: str) -> tuple[float, float, float]:
-    """(wall, busy of all cores, the program's own CPU) seconds between the two looks; zeros for anything else."""
-    lines = text.splitlines()
+def _clocks(text: str) -> tuple[float, float, float] | None:
+    """(wall, busy of all cores, the program's own CPU) seconds between the two looks; None for anything else."""
+    lines = text.split("\n")
     if len(lines) != 8:
-        return 0.0, 0.0, 0.0
+        return None
     up = [_number(lines[at]) for at in (0, 4)]
     ticks = [_busy(lines[at]) for at in (1, 5)]
-    own = [sum(60 * int(minutes) + float(seconds) for minutes, seconds in TIMES.findall(lines[at])) for at in (3, 7)]
-    if up[0] is None or up[1] is None or ticks[0] is None or ticks[1] is None:
-        return 0.0, 0.0, 0.0
-    return max(0.0, up[1] - up[0]), max(0, ticks[1] - ticks[0]) / USUAL_TICKS, max(0.0, own[1] - own[0])
+    own = [_spent(lines[at]) for at in (3, 7)]
+    if None in up or None in ticks or None in own:
+        return None
+    wall, busy, spent = (float(after or 0) - float(before or 0) for before, after in (up, ticks, own))
+    return (wall, max(0.0, busy) / USUAL_TICKS, max(0.0, spent)) if 0 < wall < LONGEST_SECONDS else None
+
+
+def _spent(line: str) -> float | None:
+    """Seconds in user and system of a line of `times`."""
+    found = TIMES.findall(line)
+    return sum(60 * int(minutes) + float(seconds) for minutes, seconds in found) if len(found) == 2 else None
 
 
 def _busy(line: str) -> int | None:

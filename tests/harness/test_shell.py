@@ -25,7 +25,8 @@ from edgesdk.harness.board import Board
 from edgesdk.harness.measure import Evaluation, load_profile, measure, probe
 from edgesdk.harness.session import Session
 from edgesdk.harness.shell import snapshot
-from edgesdk.harness.shell.job import Step, ask, parse_report, run_steps, send_worker
+from edgesdk.harness.shell.job import ask, run_steps, send_worker
+from edgesdk.harness.shell.report import Report, Step, parse_report
 from edgesdk.harness.verify import verify_measurement
 from edgesdk.harness.worker import ready
 from edgesdk.targets.target import Target
