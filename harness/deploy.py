@@ -39,6 +39,7 @@ done
 _FINISH = """
 cd "$1" || exit 1
 if command -v sha256sum >/dev/null; then sum=$(sha256sum < "$2.part") || exit 1
+elif ! command -v "$3" >/dev/null; then echo "neither sha256sum nor $3 is installed" >&2; exit 1
 else
   code='import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
   sum=$("$3" -c "$code" < "$2.part") || exit 1

@@ -124,7 +124,7 @@ def free_bytes(seen: Mapping[str, str]) -> int | None:
 
 def _clocks(text: str) -> tuple[float, float, float] | None:
     """(wall, busy of all cores, the program's own CPU) seconds between the two looks; None for anything else."""
-    lines = text.split("\n")
+    lines = text.strip("\n").split("\n")
     if len(lines) != 8:
         return None
     up = [_number(lines[at]) for at in (0, 4)]

@@ -247,6 +247,7 @@ run() { # NAME SECONDS SETTING PROGRAM WORDS...
     [ -z "$watcher" ] || { kill -KILL "$watcher"; wait "$watcher"; } 2>/dev/null
     uptime
     [ "$code" = 137 ] && [ $((seconds - begun)) -ge "$limit" ] && code="137 overdue"
+    [ -z "$holders" ] || rm -f "$holders/$process"
     process='' watcher=
     snapshot > "$name.after"
     # Durable before it counts as done, and again before the next step.

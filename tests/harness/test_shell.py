@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,20 @@ from harness_sshd import SSHD, run_sshd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesdk.errors import Busy, LeaseLost
+from edgesdk.errors import BoardError, Busy, Corrupt, Deadline, LeaseLost
+from edgesdk.files import sha256_bytes, sha256_file
+from edgesdk.harness import answers
 from edgesdk.harness.abilities import abilities
+from edgesdk.harness.answer_types import Environment
 from edgesdk.harness.board import Board
+from edgesdk.harness.evict import evict
 from edgesdk.harness.measure import Evaluation, load_profile, measure, probe
 from edgesdk.harness.session import Session
+from edgesdk.harness.shell import job as shell_job
 from edgesdk.harness.shell import snapshot
-from edgesdk.harness.shell.job import ask, run_steps, send_worker
+from edgesdk.harness.shell.job import TOOLS, ask, run_steps, send_worker
 from edgesdk.harness.shell.report import Report, Step, parse_report
+from edgesdk.harness.transport import Completed
 from edgesdk.harness.verify import verify_measurement
 from edgesdk.harness.worker import ready
 from edgesdk.targets.target import Target
@@ -37,9 +45,23 @@ BUSYBOX = shutil.which("busybox")
 
 
 @pytest.fixture
-def bare(host: Board) -> Board:
-    """This machine, as a board without Python."""
-    return dataclasses.replace(host, python="python-of-no-board")
+def bare(host: Board) -> Iterator[Board]:
+    """This machine, as a board without Python; no process of it outlives a test."""
+    yield dataclasses.replace(host, python="python-of-no-board")
+    home, end = str(Path.home()), time.monotonic() + 5
+    while left := processes(home):
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def processes(folder: str) -> list[str]:
+    """Command lines of the processes that work inside of a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(process / "cwd").startswith(folder + "/"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
 
 
 @pytest.fixture
@@ -142,17 +164,16 @@ def test_instructions_are_counted(bare: Board, target: Target, tmp_path: Path) -
     assert document["latency_ms"]["p50"] is None and document["golden"]["n"] == 8
 
 
-def job(board: Board, folder: Path, program: str, limit_s: float = 60, **changes: Any) -> Any:
-    """One step of a script on a board; the report."""
+def job(board: Board, folder: Path, program: str, limit_s: float = 60, **changes: Any) -> Report:
+    """Two steps of a script on a board, or `steps` with it as program; the report."""
     folder.mkdir(exist_ok=True)
     script = folder / "script"
     script.write_text("#!/bin/sh\n" + program)
-    from edgesdk.files import sha256_file
-
     digest = sha256_file(script)
     with Session(board) as session:
         worker = send_worker(session)
         wanted = [Step(f"c{index}-step", limit_s, digest, ("word",)) for index in range(2)]
+        wanted = [dataclasses.replace(step, program=digest) for step in changes.pop("steps", wanted)]
         values = {"blobs": {digest: script}, "workdir": folder, "progress": lambda *step: None, **changes}
         return run_steps(session, worker, wanted, {"request": 1}, "job.json", **values)[0]
 
@@ -185,25 +206,165 @@ def test_one_job_at_a_time(bare: Board, tmp_path: Path) -> None:
             job(bare, tmp_path / "job", "exit 0\n", wait_s=0)
 
 
-def test_without_flock_a_folder_of_processes(bare: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock names the process that holds it; one that is gone holds nothing."""
-    commands = tmp_path / "commands"
-    commands.mkdir()
-    for name in ("sh cat head tail tr sed date uname getconf df sha256sum mkdir cp mv rm chmod env sleep sync wc touch "
-                 "setsid kill id").split():
+def only(folder: Path, without: str) -> str:
+    """A PATH with the commands that a board may have, but for some."""
+    folder.mkdir()
+    for name in (*TOOLS, "sh", "getconf", "touch", "setsid", "flock", "ls", "mkfifo"):
         found = shutil.which(name)
-        if found is not None:
-            (commands / name).symlink_to(found)
-    monkeypatch.setenv("PATH", str(commands))
-    state = tmp_path / "home/.edgesdk"
-    state.mkdir()
-    (state / "lock.pid").write_text(f"{os.getpid()} 1 gone\n")
-    assert job(bare, tmp_path / "job", "exit 0\n").steps["c1-step"].code == 0
+        if found is not None and name not in without.split():
+            (folder / name).symlink_to(found)
+    return str(folder)
+
+
+def own_name() -> str:
+    """This process as the worker names it."""
     start = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (state / "lock.pid").write_text(f"{os.getpid()} {start} {boot}\n")
+    return f"{os.getpid()}-{start}-{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+
+
+def test_without_flock_a_folder_of_processes(bare: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes in it hold the board; one that is gone holds nothing. Nothing is evicted meanwhile."""
+    monkeypatch.setenv("PATH", only(tmp_path / "commands", "flock"))
+    holders = tmp_path / "home/.edgesdk/holders"
+    holders.mkdir(parents=True)
+    mine = holders / own_name()
+    dead = holders / own_name().replace("-", "-1", 1)
+    dead.touch()
+    assert job(bare, tmp_path / "job", "exit 0\n").steps["c1-step"].code == 0
+    assert not list(holders.iterdir())
+    mine.touch()
     with pytest.raises(Busy):
         job(bare, tmp_path / "again", "exit 0\n", wait_s=0)
+    with Session(bare) as session:
+        assert evict(session, 1 << 50) == 0
+        mine.rename(dead)
+        assert evict(session, 1 << 50) > 0
+
+
+def test_without_flock_jobs_take_turns(bare: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of jobs that come at once none meets another."""
+    monkeypatch.setenv("PATH", only(tmp_path / "commands", "flock"))
+    program = f"mkdir {tmp_path}/busy || exit 9\nsleep 0.2\nrm -r {tmp_path}/busy\n"
+    with Session(bare) as session:
+        send_worker(session)
+    with ThreadPoolExecutor(3) as pool:
+        reports = list(pool.map(lambda index: job(bare, tmp_path / f"job{index}", f"# {index}\n{program}"), range(3)))
+    assert [ran.code for report in reports for ran in report.steps.values()] == [0] * 6
+
+
+def test_what_a_killed_worker_left_running_is_ended(bare: Board, tmp_path: Path) -> None:
+    """The step is done again, and the watcher of the first time does not touch it."""
+    trace = tmp_path / "trace"
+    first = "{ sleep 1; kill -9 $PPID; exec sleep 100; }"
+    program = f'echo $$ >> {trace}\n[ "$(wc -l < {trace})" -eq 1 ] && {first}\nexit 0\n'
+    report = job(bare, tmp_path / "job", program)
+    assert [(ran.code, ran.overdue) for ran in report.steps.values()] == [(0, False)] * 2
+    assert len(trace.read_text().split()) == 3
+
+
+def test_a_step_of_which_a_power_cut_left_half_is_done_again(bare: Board, tmp_path: Path) -> None:
+    """An empty or broken `.exit` counts as none."""
+    trace = tmp_path / "trace"
+    cut = "{ : > c0-step.exit; printf 0 > c1-step.exit; kill -9 $PPID; }"
+    program = f'echo x >> {trace}\n[ "$(wc -l < {trace})" -eq 2 ] && {cut}\nexit 0\n'
+    report = job(bare, tmp_path / "job", program)
+    assert trace.read_text().split() == ["x"] * 4 and len(report.starts) == 2
+    assert [ran.code for ran in report.steps.values()] == [0, 0]
+
+
+def test_a_job_that_stands_still_is_stopped(bare: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's own deadline; the worker does not even hear a TERM. Nothing is left on either side."""
+    monkeypatch.setattr("edgesdk.harness.shell.job.AROUND_SECONDS", 1.5)
+    with pytest.raises(Deadline, match="host: the job stands still: c0-step for [0-9]+ s"):
+        job(bare, tmp_path / "job", "kill -STOP $PPID\nexec sleep 100\n", 1)
+    assert not list((tmp_path / "home/.edgesdk/jobs").iterdir())
+    assert not (tmp_path / "job/job.json").exists()
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("running c0-step", True), ("", True), ("failed cancelled x", False)])
+def test_a_job_that_may_still_run_stays_remembered(
+    bare: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, kept: bool
+) -> None:
+    """After Ctrl-C the folder goes only where the worker says that it stopped."""
+    asked: list[Sequence[str]] = []
+
+    class Line:
+        def run(self, argv: Sequence[str], deadline_s: float) -> Completed:
+            asked.append(argv)
+            return Completed(0, answer.encode(), b"")
+
+    class Fake:
+        board = bare
+
+        def once(self, action: Callable[[Any], Any]) -> Any:
+            return action(Line())
+
+    assert shell_job._cancel(Fake(), "worker", "id") is not kept  # type: ignore[arg-type]
+    assert [argv[0] for argv in asked] == (["sh"] if kept else ["sh", "rm"])
+
+
+def test_a_harness_that_was_killed_finds_its_rounds(bare: Board, target: Target, tmp_path: Path) -> None:
+    """The golden check of before holds: a new one would wait for the board that the rounds hold."""
+    trace = tmp_path / "trace"
+    program = runner(f"open({str(trace)!r}, 'a').write(options.action + ' ')")
+
+    class Killed(Exception):
+        """No exception that the harness handles."""
+
+    def progress(step: str, done: int, total: int) -> None:
+        if step.startswith("c0-round"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(bare, target, tmp_path, program, progress=progress)
+    shutil.rmtree(tmp_path / "a")
+    assert run(bare, target, tmp_path, program)["valid"]
+    assert trace.read_text().split() == ["run", "bench", "bench"]
+    assert not list((tmp_path / "work").glob("*.report"))
+
+
+def test_a_damaged_program_is_sent_again(bare: Board, tmp_path: Path) -> None:
+    """The next call puts it right."""
+    digest = sha256_bytes(b"#!/bin/sh\nexit 0\n")
+    blobs = tmp_path / "home/.edgesdk/blobs"
+    blobs.mkdir(parents=True)
+    (blobs / digest).write_text("half")
+    with pytest.raises(Corrupt, match=f"blob {digest} was missing or damaged"):
+        job(bare, tmp_path / "job", "exit 0\n")
+    assert job(bare, tmp_path / "job", "exit 0\n").steps["c0-step"].code == 0
+
+
+def test_a_missing_command_is_named(bare: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what would do instead of it."""
+    few, fewer = only(tmp_path / "few", "sha256sum"), only(tmp_path / "fewer", "sed tail")
+    monkeypatch.setenv("PATH", few)
+    with pytest.raises(BoardError, match="neither sha256sum nor python-of-no-board is installed"):
+        probe(bare)
+    monkeypatch.setenv("PATH", fewer)
+    with pytest.raises(BoardError, match="host: lacks python-of-no-board, and for measuring without Python sed tail"):
+        probe(bare)
+
+
+def test_a_hanging_vcgencmd_is_left_behind(bare: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that keeps its output open; the other facts are there."""
+    commands = tmp_path / "commands"
+    path = only(commands, "")
+    (commands / "vcgencmd").write_text("#!/bin/sh\nexec sleep 20\n")
+    (commands / "vcgencmd").chmod(0o755)
+    monkeypatch.setenv("PATH", path)
+    begun = time.monotonic()
+    facts = probe(bare)
+    assert facts["throttled"] is None and facts["uptime_s"] > 0 and time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("content", ["", "junk", "-1", "9" * 19])
+def test_a_damaged_fence_lets_nobody_in(bare: Board, tmp_path: Path, content: str) -> None:
+    """An epoch that cannot be read is no epoch of 0."""
+    state = tmp_path / "home/.edgesdk"
+    state.mkdir()
+    (state / "epoch").write_text(content)
+    with pytest.raises(LeaseLost, match=r"E_FENCED: .*/epoch on the board is damaged"):
+        job(bare, tmp_path / "job", "exit 0\n")
 
 
 def test_a_stale_lease_is_refused_on_the_board(bare: Board, tmp_path: Path) -> None:
@@ -231,43 +392,98 @@ def test_stop_ends_the_program(bare: Board, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=measured)
     thread.start()
+    end = time.monotonic() + 60
     while not trace.exists() or not trace.read_text():
+        assert time.monotonic() < end, problems
         time.sleep(0.02)
     (folder,) = (tmp_path / "home/.edgesdk/jobs").iterdir()
     with Session(bare) as session:
         ask(session, send_worker(session), "stop", bare.state, folder.name)
-    thread.join()
-    assert "stopped on request" in problems[0]
+    thread.join(60)
+    assert not thread.is_alive() and "stopped on request" in problems[0]
     assert not Path(f"/proc/{trace.read_text().strip()}").exists()
 
 
-@given(st.text())
-@settings(max_examples=200)
-def test_reports_survive_junk(text: str) -> None:
-    """Whatever a board sends, the readers give facts or None."""
-    steps, wrote, starts = parse_report(text)
-    seen = snapshot.sections(text)
-    assert isinstance(steps, dict) and isinstance(wrote, dict) and isinstance(starts, list)
-    assert snapshot.facts(seen, "x")["runtimes"] == {}
-    assert snapshot.surroundings(seen, seen, text)["other_cpu"] >= 0
-
-
+ASKED = [Step(f"c0-{name}", 1, "x", (), writes=f"c0-{name}.bin", most_bytes=100) for name in ("golden", "round0")]
 PATHS = ("/proc/uptime", "/proc/stat", "/proc/vmstat", "/proc/meminfo", "throttled", "date", "disk", "cpus",
          "/proc/pressure/cpu", "/sys/class/thermal/thermal_zone0/temp", "/proc/cpuinfo")
+NUMBERS = st.integers(0, 10**20).map(str)
+LINES = st.one_of(
+    st.sampled_from(["step c0-golden 0", "step c0-golden 137 overdue", "step c1-golden 0", "section out", "rest", "",
+                     "section before", " section throttled", "  throttled=0x1", "section starts", "0m1s 0m1s"]),
+    st.builds("file c0-golden.bin {} {}".format, st.sampled_from(["a" * 64, "b"]), NUMBERS),
+    st.builds(" {} {}".format, NUMBERS, NUMBERS), st.text(max_size=30),
+)
 
 
-@given(st.dictionaries(st.sampled_from(PATHS), st.text(max_size=60)), st.text(max_size=200))
+@given(st.lists(LINES, max_size=30))
+@settings(max_examples=300)
+def test_reports_survive_junk(lines: list[str]) -> None:
+    """Whatever a board sends, there is nothing in the report that was not asked for."""
+    report = parse_report("\n".join(lines), Path("raw"), ASKED)
+    assert set(report.steps) <= {"c0-golden", "c0-round0"} and set(report.too_large) <= {"c0-golden.bin"}
+    assert all(file.size <= 100 for file in report.fetched.values())
+    assert all(file.size > 100 for file in report.too_large.values())
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\f", "\x0b", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_program_forges_no_line(end: str) -> None:
+    """The board indents what stands behind a newline, so nothing else begins a line here."""
+    forged = [f"x{end}step c0-round0 0", f"file c0-golden.bin {'0' * 64} 1", "section before", " section throttled"]
+    inside = "".join(f" {line}\n" for line in f"{end}".join(forged).split("\n"))
+    report = parse_report(f"step c0-golden 0\nsection out\n{inside}\nrest\n", Path("raw"), ASKED)
+    assert list(report.steps) == ["c0-golden"] and not report.fetched and not report.steps["c0-golden"].before
+    assert set(snapshot.sections(f"section out\n{inside}\n")) == {"out"}
+
+
+def test_files_that_are_too_large_stay_on_the_board(bare: Board, tmp_path: Path) -> None:
+    """Each step says which file it may write, and how large; others are not fetched either."""
+    program = 'head -c "$SIZE" /dev/zero > c0-golden.bin; echo > c7-golden.bin\n'
+    asked = [dataclasses.replace(ASKED[0], setting="SIZE=101"), dataclasses.replace(ASKED[1], setting="SIZE=101")]
+    report = job(bare, tmp_path / "large", program, steps=asked)
+    assert not report.fetched and [file.size for file in report.too_large.values()] == [101]
+    assert not list((tmp_path / "large/raw").iterdir())
+    asked = [dataclasses.replace(step, setting="SIZE=100") for step in ASKED]
+    report = job(bare, tmp_path / "small", program, steps=asked)
+    assert len(report.written("c0-golden.bin")) == 100 and not report.too_large
+
+
+JUNK = st.one_of(
+    st.text(max_size=60), NUMBERS, st.builds("some avg10=0 total={}".format, NUMBERS),
+    st.builds("pswpin {}\npswpout {}".format, NUMBERS, NUMBERS), st.builds("throttled=0x{}".format, NUMBERS),
+)
+CLOCKS = st.one_of(
+    st.text(max_size=200),
+    st.lists(st.one_of(NUMBERS, st.sampled_from(["0m1s 0m1s", "cpu 1 1 1 1 1 1 1 1"])), min_size=8, max_size=8).map(
+        "\n".join
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from(PATHS), JUNK), CLOCKS)
+@settings(max_examples=300)
 def test_facts_of_junk_are_facts_or_none(seen: dict[str, str], clocks: str) -> None:
-    """They pass the check that every board's facts pass."""
-    from edgesdk.errors import Corrupt
-    from edgesdk.harness import answers
-    from edgesdk.harness.answer_types import Environment
+    """They pass the check that every board's facts pass, or are refused by it; nothing else happens."""
+    for model, found in (
+        (answers.Facts, snapshot.facts(seen, "x")), (Environment, snapshot.surroundings(seen, seen, clocks)),
+    ):
+        try:
+            assert answers.check(model, found, "board").keys() >= {"throttle_count", "throttled_before"} & found.keys()
+        except Corrupt as refused:
+            assert str(refused).startswith("board: malformed: ")  # noqa: PT017
 
-    try:
-        answers.check(answers.Facts, snapshot.facts(seen, "x"), "board")
-        answers.check(Environment, snapshot.surroundings(seen, seen, clocks), "board")
-    except Corrupt:
-        pass
+
+def test_an_unknown_load_is_none_and_labelled(
+    bare: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not 0, which would say that the board was idle."""
+    for clocks in ("", "1\n2\n3\n4\n5\n6\n7\n8", "1.0 1\ncpu 1 1 1 1 1 1 1 1\n?\n?\n" * 2):
+        seen = snapshot.surroundings({}, {}, clocks)
+        assert (seen["other_cpu"], seen["wall_s"], seen["cpu_s"]) == (None, None, None)
+    monkeypatch.setattr(snapshot, "_clocks", lambda text: None)
+    document = run(bare, target, tmp_path, runner())
+    assert document["valid"] and "load_unknown" in document["latency_ms"]["labels"]
+    assert document["rounds"][0]["other_cpu"] is None
 
 
 def test_surroundings_are_differences() -> None:
