@@ -2,7 +2,7 @@
 
     python benchmarks/neon_trained.py --data CLINC150 --model MINILM --out FOLDER [--cache FOLDER]
 
-Writes `fp32.edgepkg`, `w8a8.edgepkg` and `w8a8-dynamic.edgepkg` (the presets `int8` and `int8-dynamic`, calibrated on
+Writes `fp32.edgepkg`, `w8a8.edgepkg` (by `neon_w8a8.yaml`) and `w8a8-dynamic.edgepkg` (the preset; both calibrated on
 training rows) and `test.npz` (input_ids, attention_mask, labels). The teacher is that of `compression.py`, which shares
 its cache; training it takes about ten minutes.
 """
@@ -25,7 +25,7 @@ from edgesdk.package import write_package
 from edgesdk.recipe import load_recipes
 
 SEED = 0
-PRESETS = {"w8a8": "int8", "w8a8-dynamic": "int8-dynamic"}
+RECIPES = {"w8a8": str(Path(__file__).with_name("neon_w8a8.yaml")), "w8a8-dynamic": "int8-dynamic"}
 
 
 def main() -> None:
@@ -42,8 +42,8 @@ def main() -> None:
     subject = make_subject(corpus, options.model, training, SEED, options.cache, book, Lines())
     options.out.mkdir(parents=True)
     write_package(subject.teacher, options.out / "fp32.edgepkg")
-    for scheme, preset in PRESETS.items():
-        (recipe,) = load_recipes(preset)
+    for scheme, source in RECIPES.items():
+        (recipe,) = load_recipes(source)
         made = compress(subject.teacher, recipe, subject.context, options.cache / "stages")
         write_package(made.package, options.out / f"{scheme}.edgepkg")
     np.savez(options.out / "test.npz", labels=subject.test.labels, **subject.test.inputs)
