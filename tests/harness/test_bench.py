@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness_artifacts import runner, runner_artifact
-from harness_sshd import Server
+from harness_sshd import Server, make_key
 from typer.testing import CliRunner
 
 from edgesdk.bench import run_bench, run_folder
@@ -43,20 +43,21 @@ def test_a_run_that_was_cut_goes_on_in_its_folder(tmp_path: Path) -> None:
     assert run_folder(tmp_path, "0a1b2c3d") != first
 
 
-@pytest.mark.parametrize("python", [None, "python-of-nobody"])
-def test_trust_pins_the_serial(server: Server, remote: Board, tmp_path: Path, python: str | None) -> None:
+@pytest.mark.parametrize("case", ["python", "no python", "no login"])
+def test_trust_pins_the_serial(server: Server, remote: Board, tmp_path: Path, case: str) -> None:
     """After the host key the serial is written into the farm file; where the board cannot be asked, this is said."""
     farm = tmp_path / "farm.toml"
+    python = "python-of-nobody" if case == "no python" else remote.python
+    key = make_key(tmp_path / "stranger") if case == "no login" else remote.key
     farm.write_text(
         'format = "edgesdk.farm"\nversion = 1\n[boards.remote]\ntarget = "host"\nhost = "127.0.0.1"\n'
-        f'port = {remote.port}\nuser = "{remote.user}"\nkey = "{remote.key}"\npython = "{python or remote.python}"\n'
-        'known_hosts = "pins"\n'
+        f'port = {remote.port}\nuser = "{remote.user}"\nkey = "{key}"\npython = "{python}"\nknown_hosts = "pins"\n'
     )
     fingerprint = scan_host_key("127.0.0.1", remote.port).fingerprint
     result = CliRunner().invoke(app, ["trust", "remote", "--fingerprint", fingerprint, "--farm", str(farm)])
     assert result.exit_code == 0, result.output
     serial = load_farm(farm)["remote"].serial
-    if python is None and serial is not None:
+    if case != "no login" and serial is not None:
         assert f"pinned serial {serial}" in result.output
     else:
         assert serial is None
