@@ -35,7 +35,9 @@ for name; do
   else echo "$name none 0"; fi
 done
 """
-# $1 the blobs folder, $2 the digest, $3 the interpreter; exit 9 for wrong bytes, which are removed.
+# $1 the blobs folder, $2 the digest, $3 the interpreter; exit 9 for wrong bytes, which are removed. A file is on the
+# disk before it gets its name, and the name before the harness goes on: else a power cut leaves an empty file of that
+# name. An old `sync` takes no files and writes everything, or refuses them.
 _FINISH = """
 cd "$1" || exit 1
 if command -v sha256sum >/dev/null; then sum=$(sha256sum < "$2.part") || exit 1
@@ -44,7 +46,9 @@ else
   code='import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
   sum=$("$3" -c "$code" < "$2.part") || exit 1
 fi
-if [ "${sum%% *}" = "$2" ]; then mv -f "$2.part" "$2"; else rm -f "$2.part"; exit 9; fi
+if [ "${sum%% *}" != "$2" ]; then rm -f "$2.part"; exit 9; fi
+durable() { sync "$1" 2>/dev/null || sync; }
+durable "$2.part" && mv -f "$2.part" "$2" && durable .
 """
 
 Progress = Callable[[str, int, int], None]

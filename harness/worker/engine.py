@@ -198,18 +198,10 @@ class Engine:
                 "seconds": round(time.monotonic() - started, 3), "tensorrt": self.version,
                 "bytes": os.path.getsize(part), "sha256": store.sha256_file(part),
             }
-            _to_disk(part)
+            store.to_disk(part)
             store.write_json(self._note, note)
             os.replace(part, self.plan)
-            _to_disk(folder)
+            store.to_disk(folder)
         finally:
             if os.path.exists(part):
                 os.unlink(part)
-
-
-def _to_disk(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

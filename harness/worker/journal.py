@@ -49,8 +49,9 @@ class Journal:
         self.save()
 
     def save(self) -> None:
-        """Write it down, whole or not at all."""
+        """Write it down, whole or not at all, and onto the disk: what is told as done stays done."""
         store.write_json(self.path, self.values)
+        store.to_disk(self.work)
 
     def _drop_what_is_lost(self) -> None:
         """A power cut may take bytes that were written but not yet on the disk: those rounds are run again."""

@@ -190,6 +190,7 @@ class Candidate:
             raise RoundFailed("E_CRASH", "{} bytes of samples for a count of {}".format(size, record["count"]))
         record["wall_s"] = round(ended.wall_s, 6)
         record["other_cpu"] = round(max(0.0, busy - ended.cpu_s) / max(ended.wall_s, 1e-9), 4)
+        store.to_disk(samples)  # runners need not: a round in the journal has its samples after a power cut too
         record["sha256"] = store.sha256_file(samples)
         return record
 

@@ -49,6 +49,15 @@ def write_atomic(path: str, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+def to_disk(path: str) -> None:
+    """What lies in a file, or the names in a folder, outlives a power cut when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: str, value: "Any") -> None:
     """`write_atomic` of canonical JSON."""
     write_atomic(path, json.dumps(value, sort_keys=True, allow_nan=False).encode())

@@ -58,7 +58,7 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_fault_09_reboot_between_rounds(
+def test_another_boot_between_rounds_as_the_journal_sees_it(
     host: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rounds before the restart are kept, the one that was cut is run again, and the document says so."""

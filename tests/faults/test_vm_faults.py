@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +27,24 @@ DEADLINE_SECONDS = 600.0
 QUICK = dataclasses.replace(load_profile("quick"), probe_seconds=0)
 SHORT_CODES = {*LOAD_CODES, "E_IMPLAUSIBLE"}
 GROUP = "/sys/fs/cgroup/small"
+CPU = "/sys/devices/system/cpu"
+GOVERNOR = f"{CPU}/cpufreq/policy0/scaling_governor"
+# At each boot: the kernel's command line without the word by which a full board says that it is emulated, and the
+# governor of a Pi, which the virtual machine does not have.
+BOOT = f"""set -e
+sed s/edgesdk.id=/id=/ /proc/cmdline > /run/cmdline; mount --bind /run/cmdline /proc/cmdline
+mkdir /run/cpu; mount --bind {CPU} /run/cpu; mount -t tmpfs tmpfs {CPU}; ln -s /run/cpu/* {CPU}
+mkdir -p {GOVERNOR.rpartition("/")[0]}; echo ondemand > {GOVERNOR}
+"""
+BOOT_AGAIN = f"""set -e; printf %s {shlex.quote(BOOT)} > /root/boot
+sed -i '/sbin.sshd/i sh /root/boot' /sbin/edge-init; sync; sh /root/boot"""
+# Notes each start of the runner: what it does and the governor. The first start of round 3 hangs until the power is cut.
+HANG = (
+    f"governor = open({GOVERNOR!r}).read().strip(); trace = open('/root/cut-trace', 'a+'); "
+    "name = os.path.basename(str(options.samples)) if options.action == 'bench' else options.action; "
+    "trace.write(name + ' ' + governor + chr(10)); trace.flush(); os.fsync(trace.fileno()); trace.seek(0); "
+    "name == 'c0-round2.bin' and trace.read().count(name) == 1 and time.sleep(600)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +55,9 @@ def vm() -> Iterator[Board]:
     # The snapshot of the tests of the emulator: it is made once.
     own = load_target("rpi4").model_copy(update={"aliases": ("rpi4-test",)})
     with emulate.emulated(own, full=True) as board:
-        yield dataclasses.replace(board, emulated=False)
+        real = dataclasses.replace(board, emulated=False)
+        command(real, BOOT_AGAIN)
+        yield real
 
 
 @pytest.fixture
@@ -46,7 +68,9 @@ def rpi4() -> Target:
 def command(board: Board, text: str) -> str:
     """What a shell command on the board prints."""
     with Session(board) as session:
-        return session.step(lambda to: to.run(["sh", "-c", text], 120)).text.strip()
+        ended = session.step(lambda to: to.run(["sh", "-c", text], 120))
+    assert ended.returncode == 0, f"{text}: {ended.error_text}"
+    return ended.text.strip()
 
 
 def run(board: Board, target: Target, folder: Path, program: bytes, **changes: Any) -> dict[str, Any]:
@@ -62,6 +86,30 @@ def assert_only_busy(document: dict[str, Any]) -> None:
     """Nothing is wrong with it but that an emulated processor is slow and its clock coarse."""
     codes = {code for reason in document["reasons"] for code in reason.partition(":")[0].split(", ")}
     assert codes <= SHORT_CODES, document["reasons"]
+
+
+def test_fault_09_reboot_between_rounds(vm: Board, rpi4: Target, tmp_path: Path) -> None:
+    """The power is cut in round 3: rounds 1 and 2 are kept, the third runs again with the clocks locked again."""
+
+    def cut(step: str, done: int, total: int) -> None:
+        if step.startswith("round 3") and not cuts:
+            cuts.append(step)
+            emulate.power_cycle(vm.name)
+
+    cuts: list[str] = []
+    three = dataclasses.replace(QUICK, rounds=3)
+    document = run(vm, rpi4, tmp_path, runner(HANG), profile=three, progress=cut)
+    assert cuts
+    assert_only_busy(document)
+    assert [(entry["index"], entry["start"]) for entry in document["rounds"]] == [(0, 0), (1, 0), (2, 1)]
+    before, after = (start["boot_id"] for start in document["facts"]["starts"])
+    assert before != after == command(vm, "cat /proc/sys/kernel/random/boot_id")
+    assert "rebooted" in document["latency_ms"]["labels"]
+    starts = Counter(command(vm, "cat /root/cut-trace").splitlines())
+    first = {f"c0-round{index}.bin performance": count for index, count in enumerate((1, 1, 2))}
+    assert starts["run ondemand"] == 1 and {line: starts[line] for line in first} == first, "good rounds were done once"
+    assert all(line.endswith(" performance") for line in starts if line != "run ondemand")
+    assert command(vm, f"cat {GOVERNOR}") == "ondemand"
 
 
 def test_fault_20_board_clock_at_1970_and_a_jump_in_the_run(vm: Board, rpi4: Target, tmp_path: Path) -> None:
