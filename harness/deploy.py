@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgesdk.errors import BoardError, Corrupt, DiskFull
@@ -70,7 +70,7 @@ def deploy(
         DiskFull, ReadOnly: the board's disk. Corrupt: wrong bytes three times. BoardError and what `Session` raises.
     """
     state = check_remote(session.board.state)
-    wanted = list(blobs)
+    wanted = dict(blobs)
     found, free = session.step(lambda transport: _look(transport, state, wanted))
     missing = [name for name in blobs if found[name][0] != "whole"]
     if pack is not None:
@@ -121,7 +121,7 @@ def _send(session: Session, state: str, name: str, local: Path, first: tuple[str
 
     def upload(transport: Transport) -> Completed:
         # Inside the step: after a cut connection, what did arrive is looked at again.
-        kind, there = known.pop() if known else _look(transport, state, [name])[0][name]
+        kind, there = known.pop() if known else _look(transport, state, {name: local})[0][name]
         if kind != "whole":
             offset = there if kind == "part" and 0 < there <= size else 0
             if not (kind == "part" and there == size):
@@ -143,17 +143,20 @@ def _send(session: Session, state: str, name: str, local: Path, first: tuple[str
 
 
 def _look(
-    transport: Transport, state: str, names: Sequence[str]
+    transport: Transport, state: str, blobs: Mapping[str, Path]
 ) -> tuple[dict[str, tuple[str, int]], int | None]:
-    """What is there of each digest, as (`whole` | `part` | `none`, size), and the free bytes where `df` knows them."""
-    found = {name: ("none", 0) for name in names}
+    """What is there of each digest, as (`whole` | `part` | `none`, size), and the free bytes where `df` knows them. A
+    file of another size than the local one lost its bytes in a power cut, and counts as none."""
+    found = {name: ("none", 0) for name in blobs}
     free = None
-    completed = transport.run(["sh", "-c", _LIST, "list", state, *names], COMMAND_SECONDS)
+    completed = transport.run(["sh", "-c", _LIST, "list", state, *blobs], COMMAND_SECONDS)
     _must(completed, state)
     for line in completed.text.splitlines():
         words = line.split()
         if len(words) == 3 and words[0] in found and SIZE.fullmatch(words[2]):
-            found[words[0]] = (words[1], int(words[2]))
+            size = int(words[2])
+            if words[1] != "whole" or size == blobs[words[0]].stat().st_size:
+                found[words[0]] = (words[1], size)
         elif len(words) == 3 and words[0] == "free" and SIZE.fullmatch(words[1]):
             free = int(words[1]) * 1024
     return found, free

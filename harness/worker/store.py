@@ -96,6 +96,7 @@ def unpack(state: str, pack: str) -> None:
             if hashlib.sha256(data).hexdigest() != name:
                 raise ValueError(f"wrong bytes in pack: {name}")
             write_atomic(os.path.join(blobs, name), data)
+    to_disk(blobs)
     os.unlink(path)
 
 

@@ -38,7 +38,7 @@ mkdir -p {GOVERNOR.rpartition("/")[0]}; echo ondemand > {GOVERNOR}
 """
 BOOT_AGAIN = f"""set -e; printf %s {shlex.quote(BOOT)} > /root/boot
 sed -i '/sbin.sshd/i sh /root/boot' /sbin/edge-init; sync; sh /root/boot"""
-# Notes each start of the runner: what it does and the governor. The first start of round 3 hangs until the power is cut.
+# Notes each start of the runner and the governor. The first start of round 3 hangs until the power is cut.
 HANG = (
     f"governor = open({GOVERNOR!r}).read().strip(); trace = open('/root/cut-trace', 'a+'); "
     "name = os.path.basename(str(options.samples)) if options.action == 'bench' else options.action; "

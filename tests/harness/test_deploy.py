@@ -68,6 +68,19 @@ def test_wrong_part_is_thrown_away(board: Board, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == data
 
 
+def test_a_file_that_lost_its_bytes_is_sent_again(board: Board, tmp_path: Path) -> None:
+    """A power cut may leave the name of a file and nothing in it."""
+    data = b"whole" * 1000
+    name, path = blob(tmp_path, data)
+    (tmp_path / "empty").write_bytes(b"")
+    with Session(board) as session:
+        deploy(session, {})
+        session.step(lambda transport: transport.put(tmp_path / "empty", f"{board.state}/blobs/{name}"))
+        assert deploy(session, {name: path}) == len(data)
+        session.step(lambda transport: transport.get(f"{board.state}/blobs/{name}", tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == data
+
+
 def test_state_that_is_a_file_is_an_error(host: Board, tmp_path: Path) -> None:
     """A state folder that cannot be made is named."""
     (tmp_path / "home/.edgesdk").write_text("")
