@@ -85,7 +85,7 @@ def deploy(
     needed = 2 * total + SPARE_BYTES
     if missing and free is not None and free < needed:
         evict(session, needed, [*wanted, *blobs])
-        free = session.step(lambda transport: _look(transport, state, []))[1]
+        free = session.step(lambda transport: _look(transport, state, {}))[1]
         if free is not None and free < needed:
             raise DiskFull(
                 f"{session.board.name}: {state} has {free >> 20} MiB free, {needed >> 20} MiB needed (E_DISK_FULL)",
