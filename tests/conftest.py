@@ -1,0 +1,8 @@
+"""For all tests: examples of property tests are not judged by their time, which a loaded machine stretches."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("edgesdk", settings(), deadline=None)
+settings.load_profile("edgesdk")
