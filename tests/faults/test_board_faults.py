@@ -18,6 +18,7 @@ from harness_sshd import Server
 
 from edgesdk.errors import DiskFull, Identity, PowerError, Quarantined, ReadOnly
 from edgesdk.files import sha256_bytes
+from edgesdk.harness.agents import with_room
 from edgesdk.harness.board import Board
 from edgesdk.harness.deploy import deploy
 from edgesdk.harness.emulate.proxy import FaultProxy
@@ -95,28 +96,24 @@ def test_fault_07_disk_full(
         assert caught.value.exit_code == 4 and all(path.exists() for path in foreign) and filler.exists()
 
 
-def test_disk_that_is_full_while_the_job_runs(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_is_full_while_the_job_runs(host: Board, tmp_path: Path) -> None:
     """`DiskFull` of a job: what earlier ones left goes, and the job runs once more; not where nothing can go."""
-    from edgesdk.harness import measure as measuring
-
     runs: list[str] = []
 
-    def run_job(*arguments: object) -> tuple[dict[str, str], Path]:
+    def job() -> tuple[dict[str, str], Path]:
         runs.append("run")
         if len(runs) % 2:
             raise DiskFull("full")
         return {}, tmp_path
 
-    monkeypatch.setattr(measuring, "run_job", run_job)
     with Session(host) as session, Leases().acquire(host) as lease:
         deploy(session, {})
         left = tmp_path / "home/.edgesdk/blobs" / ("a" * 64)
         left.write_bytes(b"old")
-        options = (session, "worker", {}, {}, tmp_path, lambda *step: None, lease)
-        assert measuring._run(*options) == ({}, tmp_path)
+        assert with_room(session, lease, {}, job) == ({}, tmp_path)
         assert not left.exists() and runs == ["run", "run"]
         with pytest.raises(DiskFull):
-            measuring._run(*options)
+            with_room(session, lease, {}, job)
         assert runs == ["run"] * 3
 
 
