@@ -324,11 +324,11 @@ def test_a_harness_that_was_killed_finds_its_rounds(bare: Board, target: Target,
 
 
 def test_a_damaged_program_is_sent_again(bare: Board, tmp_path: Path) -> None:
-    """The next call puts it right."""
+    """The next call puts it right, where the damage does not show by the size."""
     digest = sha256_bytes(b"#!/bin/sh\nexit 0\n")
     blobs = tmp_path / "home/.edgesdk/blobs"
     blobs.mkdir(parents=True)
-    (blobs / digest).write_text("half")
+    (blobs / digest).write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(Corrupt, match=f"blob {digest} was missing or damaged"):
         job(bare, tmp_path / "job", "exit 0\n")
     assert job(bare, tmp_path / "job", "exit 0\n").steps["c0-step"].code == 0
