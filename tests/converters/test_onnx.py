@@ -114,4 +114,4 @@ def test_table_of_converters_is_sorted_and_loads() -> None:
         assert callable(module.check)
         assert callable(module.convert)
     with pytest.raises(KeyError):
-        converter("tensorrt")
+        converter("tensor-rt")
