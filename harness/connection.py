@@ -173,7 +173,7 @@ class Connection:
             if overdue and doing != "connecting":
                 self.sever()
                 raise Deadline(f"{self.where}: {doing}: no answer within {seconds:g} s, connection closed") from problem
-            found = f"no answer within {seconds:.2g} s" if overdue else str(problem) or type(problem).__name__
+            found = f"no answer within {round(seconds, 1):g} s" if overdue else str(problem) or type(problem).__name__
             raise unreachable(self.where, f"{doing}: {found}") from problem
         finally:
             timer.cancel()
