@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -274,18 +275,17 @@ def test_sparse_models_answer_as_dense_ones(scheme: str, tmp_path: Path, monkeyp
     assert sizes[0] < 0.8 * sizes[1] and found[0].artifact.bytes < found[1].artifact.bytes
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
-@pytest.mark.parametrize("change", ["mask cut", "values cut", "mask empty", "multipliers cut"])
+@pytest.mark.parametrize(("scheme", "change"), [
+    *itertools.product(("w8a8", "w4a8"), ("mask cut", "values cut", "mask empty")), ("w4a8", "multipliers cut"),
+])
 def test_cut_sparse_data_is_refused(scheme: str, change: str) -> None:
     """One message that names the node and says what does not fit; nothing is built."""
     model = onnx.load_from_string(sample("sparse", scheme).graph)
     part, _, action = change.partition(" ")
     endings = {"mask": (".mask",), "values": (".values", ".q"), "multipliers": (".multiplier",)}[part]
     names = [entry.name for entry in model.graph.initializer if entry.name.startswith("layers.0.ffn.up.weight")]
-    found = [name for name in names if name.endswith(endings)]
-    if not found:
-        pytest.skip(f"{scheme} has no {part}")
-    tensor = next(entry for entry in model.graph.initializer if entry.name == found[0])
+    found = next(name for name in names if name.endswith(endings))
+    tensor = next(entry for entry in model.graph.initializer if entry.name == found)
     size = tensor.dims[0]
     keep = 0 if action == "empty" else size // 2
     tensor.dims[0] = keep

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import sys
 from collections import Counter
@@ -17,11 +16,11 @@ from harness_artifacts import LOAD_CODES, runner, runner_artifact
 
 from edgesdk.harness import emulate
 from edgesdk.harness.board import Board
-from edgesdk.harness.emulate.requirements import find
 from edgesdk.harness.measure import load_profile, measure
 from edgesdk.harness.session import Session
 from edgesdk.harness.verify import verify_measurement
 from edgesdk.targets import Target, load_target
+from edgesdk.testing.needs import need
 
 DEADLINE_SECONDS = 600.0
 QUICK = dataclasses.replace(load_profile("quick"), probe_seconds=0)
@@ -50,8 +49,8 @@ HANG = (
 @pytest.fixture(scope="module")
 def vm() -> Iterator[Board]:
     """The full board, taken for a real one: its rounds are timed by the guest's own clock."""
-    if os.environ.get("EDGESDK_NO_EMULATION") == "1" or find("qemu-system-aarch64") is None or find("qemu-img") is None:
-        pytest.skip("no qemu-system-aarch64 or qemu-img here: apt-get install qemu-system-arm qemu-utils")
+    missing = emulate.missing(full=True)
+    need(not missing, f"a full emulated board needs {', '.join(missing)}")
     # The snapshot of the tests of the emulator: it is made once.
     own = load_target("rpi4").model_copy(update={"aliases": ("rpi4-test",)})
     with emulate.emulated(own, full=True) as board:

@@ -15,15 +15,15 @@ from edgesdk.harness.board import Board
 from edgesdk.harness.emulate import requirements, state, vm_image
 from edgesdk.harness.session import Session
 from edgesdk.targets import load_target
+from edgesdk.testing.needs import need
 
 RPI4 = load_target("rpi4")
 
 
 @pytest.fixture(scope="module")
 def board() -> Iterator[Board]:
-    # Building takes minutes and a gigabyte; the suite uses what `edgesdk boards emulate rpi4 --vm` built.
-    if emulate.missing(full=True) or not vm_image.image_folder().is_dir():
-        pytest.skip("no full board is built here: edgesdk boards emulate rpi4 --vm")
+    missing = emulate.missing(full=True)
+    need(not missing, f"a full emulated board needs {', '.join(missing)}")
     own = RPI4.model_copy(update={"aliases": ("rpi4-test",)})
     with emulate.emulated(own, full=True) as running:
         yield running
