@@ -1,7 +1,7 @@
 """A fresh process of the NEON build's binary against fresh processes of ONNX Runtime on x86: time from its start to the
 first result, and peak memory. MiniLM-L6 shape with the whole vocabulary, w8a8, 128 tokens, one thread.
 
-    python benchmarks/neon_process.py [--write FILE]     (about a minute)
+The part `process` of `neon.py` (about a minute).
 
 ONNX Runtime runs the same package's u8 graph, by its C API (a program compiled here against the library in the wheel)
 and by its Python API. All three must give the golden outputs; then processes take turns. Files are in the page cache
@@ -10,13 +10,11 @@ for all of them, so what is timed is work, not the disk. Peak memory is VmHWM, r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 
 import neon_models as models
 import numpy as np
-from _results import cpu_model, figure, write_result
+from _results import cpu_model, figure
 from neon_x86_worker import golden, sqnr
 from numpy.typing import NDArray
 
@@ -186,20 +184,3 @@ def _short(value: Any) -> float:
 
 def _machine() -> dict[str, Any]:
     return {"cpu": cpu_model(), "threads": 1, "versions": {"onnxruntime": version("onnxruntime")}}
-
-
-def main() -> None:
-    """Build, run, print; `--write` a document."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--write", type=Path, help="write the figures as a document of their own")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="edgesdk-process-") as name:
-        entries = figures(Path(name))
-    for entry in entries:
-        print(json.dumps(entry, ensure_ascii=False))
-    if options.write:
-        write_result("neon_process", entries, path=options.write)
-
-
-if __name__ == "__main__":
-    main()

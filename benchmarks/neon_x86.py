@@ -1,6 +1,6 @@
 """The NEON build's x86 kernels against ONNX Runtime and LiteRT: CPU time of one thread, MiniLM-L6 shape, full rows.
 
-    python benchmarks/neon_x86.py [--write FILE]     (about 4 minutes)
+The part `x86` of `neon.py` (about a minute).
 
 Peers run the same packages through EdgeSDK's converters in their best forms: ONNX Runtime with uint8 activations and
 LiteRT with XNNPACK (int8 in FULLY_CONNECTED only), both as `w8a8` and `w8a8-dynamic`, and fp32. One process holds all
@@ -11,18 +11,16 @@ runs with it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import neon_models as models
 import numpy as np
-from _results import cpu_model, figure, write_result
+from _results import cpu_model, figure
 from numpy.typing import NDArray
 
 from edgesdk.converters import converter
@@ -166,20 +164,3 @@ def _machine() -> dict[str, Any]:
         "amx": "amx_int8" in host_features(),
         "versions": {package: version(package) for package in ("onnxruntime", "ai-edge-litert", "numpy")},
     }
-
-
-def main() -> None:
-    """Build, time, print; `--write` a document."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--write", type=Path, help="write the figures as a document of their own")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="edgesdk-x86-") as name:
-        entries = figures(Path(name))
-    for entry in entries:
-        print(json.dumps(entry, ensure_ascii=False))
-    if options.write:
-        write_result("neon_x86", entries, path=options.write)
-
-
-if __name__ == "__main__":
-    main()

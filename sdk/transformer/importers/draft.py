@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -129,6 +130,24 @@ def norm(name: str, layer: nn.LayerNorm) -> dict[str, Tensor]:
         raise ModelError(f"import: the LayerNorm {name} has no weights", "use elementwise_affine=True")
     bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(len(layer.weight))
     return {f"{name}.weight": layer.weight, f"{name}.bias": bias}
+
+
+def refuse_untied(family: str, config: Any, head: nn.Linear, table: nn.Embedding) -> None:
+    """Raise ModelError where a decoder's head is not its token table: it is stored once."""
+    if not torch.equal(head.weight, table.weight):
+        refuse_config(family, "tie_word_embeddings", config.tie_word_embeddings, "True (the token table is the head)")
+
+
+def decoder_forward(model: Any, head: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """`forward` of a decoder of transformers: its logits where it has a `head`, else its hidden states."""
+
+    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
+        arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        output = model(**arguments, use_cache=False, return_dict=True)
+        value: Tensor = output.logits if head else output.last_hidden_state
+        return value
+
+    return forward
 
 
 def comes_from(model: object, module: str, name: str) -> bool:

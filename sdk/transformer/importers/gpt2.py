@@ -7,13 +7,19 @@ Its `Conv1D` layers hold [K, N] and become [N, K]; `c_attn` is query, key and va
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from edgesdk.transformer.importers.draft import Draft, activation_of, comes_from, norm, refuse_config
+from edgesdk.transformer.importers.draft import (
+    Draft,
+    activation_of,
+    comes_from,
+    decoder_forward,
+    norm,
+    refuse_config,
+    refuse_untied,
+)
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
 FAMILY = "gpt2"
@@ -37,8 +43,8 @@ def draft(model: Any, sequence: int | None) -> Draft:
         refuse_config(FAMILY, "add_cross_attention", True, "False (decoders without an encoder)")
     head = comes_from(model, MODULE, "GPT2LMHeadModel")
     gpt = model.transformer if head else model
-    if head and not torch.equal(model.lm_head.weight, gpt.wte.weight):
-        refuse_config(FAMILY, "tie_word_embeddings", config.tie_word_embeddings, "True (the token table is the head)")
+    if head:
+        refuse_untied(FAMILY, config, model.lm_head, gpt.wte)
     weights: dict[str, Tensor] = {
         "embedding.tokens.weight": gpt.wte.weight,
         "embedding.positions.weight": gpt.wpe.weight,
@@ -65,14 +71,7 @@ def draft(model: Any, sequence: int | None) -> Draft:
         causal=True,
         lm_head=head,
     )
-
-    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
-        arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        output = model(**arguments, use_cache=False, return_dict=True)
-        value: Tensor = output.logits if head else output.last_hidden_state
-        return value
-
-    return Draft(spec, weights, forward, parts)
+    return Draft(spec, weights, decoder_forward(model, head), parts)
 
 
 def _layer(block: Any) -> Layer:

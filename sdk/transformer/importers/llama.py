@@ -6,13 +6,18 @@ hidden states. Linear layers without a bias get zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from edgesdk.transformer.importers.draft import Draft, comes_from, linear, refuse_config
+from edgesdk.transformer.importers.draft import (
+    Draft,
+    comes_from,
+    decoder_forward,
+    linear,
+    refuse_config,
+    refuse_untied,
+)
 from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
 
 FAMILY = "llama"
@@ -41,8 +46,8 @@ def draft(model: Any, sequence: int | None) -> Draft:
         refuse_config(FAMILY, "rope_parameters", rope, "rope_type default")
     head = comes_from(model, MODULE, "LlamaForCausalLM")
     llama = model.model if head else model
-    if head and not torch.equal(model.lm_head.weight, llama.embed_tokens.weight):
-        refuse_config(FAMILY, "tie_word_embeddings", config.tie_word_embeddings, "True (the token table is the head)")
+    if head:
+        refuse_untied(FAMILY, config, model.lm_head, llama.embed_tokens)
     longest = min(config.max_position_embeddings, max(LONGEST, sequence or 0))
     weights: dict[str, Tensor] = {
         "embedding.tokens.weight": llama.embed_tokens.weight, "norm.weight": llama.norm.weight
@@ -71,14 +76,9 @@ def draft(model: Any, sequence: int | None) -> Draft:
         lm_head=head,
     )
 
-    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
-        arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        output = model(**arguments, use_cache=False, return_dict=True)
-        value: Tensor = output.logits if head else output.last_hidden_state
-        return value
-
     shorter = f"sequences of up to {longest} tokens are kept, of {config.max_position_embeddings}"
-    return Draft(spec, weights, forward, parts, notes=(shorter,) if longest < config.max_position_embeddings else ())
+    notes = (shorter,) if longest < config.max_position_embeddings else ()
+    return Draft(spec, weights, decoder_forward(model, head), parts, notes=notes)
 
 
 def _layer(block: Any) -> Layer:
