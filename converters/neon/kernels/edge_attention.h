@@ -18,6 +18,21 @@ EDGE_INLINE float edge_softmax_row(float *x, int count, float scale) {
   return vf_sum(total);
 }
 
+/* out [rows, size] = inverse (weights [rows, keys] x values), `values` panels of NF columns and `panel` rows. */
+EDGE_INLINE void edge_weighted_values(const float *weights, int weight_stride, const float *values, int panel, int keys,
+                                      int size, const float inverse[MF], float *out, int out_stride, const int rows) {
+  vf acc[MF][FV];
+  for (int n = 0; n < size; n += NF) {
+    edge_tile_float(weights, weight_stride, values + (size_t)n * panel, keys, rows, acc);
+    EDGE_UNROLL for (int j = 0; j < FV; j++) {
+      const int left = size - n - j * VW;
+      if (left <= 0) break;
+      EDGE_UNROLL for (int i = 0; i < rows; i++)
+        vf_store_upto(out + i * out_stride + n + j * VW, acc[i][j] * vf_splat(inverse[i]), left);
+    }
+  }
+}
+
 typedef struct {
   const float *q;       /* rows of q_stride floats */
   float *keys_packed;   /* panels [key_columns / NF][size][NF] */
@@ -67,17 +82,8 @@ EDGE_INLINE void edge_attend(const edge_head *head, int m, const int rows) {
     inverse[i] = 1.0f / edge_softmax_row(scores, seen, head->scale);
     for (int at = seen; at < head->keys; at++) scores[at] = 0.0f;
   }
-  for (int n = 0; n < head->value_columns; n += NF) {
-    const float *panel = head->values_packed + (size_t)n * head->keys;
-    edge_tile_float(head->scores, head->score_stride, panel, head->keys, rows, acc);
-    EDGE_UNROLL for (int j = 0; j < FV; j++) {
-      int left = head->size - n - j * VW;
-      if (left <= 0) break;
-      float *out = head->out + (size_t)m * head->out_stride + n + j * VW;
-      EDGE_UNROLL for (int i = 0; i < rows; i++)
-        vf_store_upto(out + i * head->out_stride, acc[i][j] * vf_splat(inverse[i]), left);
-    }
-  }
+  edge_weighted_values(head->scores, head->score_stride, head->values_packed, head->keys, head->keys, head->size,
+                       inverse, head->out + (size_t)m * head->out_stride, head->out_stride, rows);
 }
 
 /* out[:, h * size ...] = softmax(q k^T * scale) v for each head h. q, k, v: rows of their strides; query head h uses

@@ -51,17 +51,8 @@ EDGE_INLINE void edge_recall_rows(const edge_recall *head, int m, const int rows
     inverse[i] = 1.0f / edge_softmax_row(scores, seen, head->scale);
     for (int at = seen; at < keys; at++) scores[at] = 0.0f;
   }
-  for (int n = 0; n < head->size; n += NF) {
-    const float *panel = head->values + (size_t)n * head->capacity;
-    edge_tile_float(head->scores, head->score_stride, panel, keys, rows, acc);
-    EDGE_UNROLL for (int j = 0; j < FV; j++) {
-      const int left = head->size - n - j * VW;
-      if (left <= 0) break;
-      float *out = head->out + (size_t)m * head->out_stride + n + j * VW;
-      EDGE_UNROLL for (int i = 0; i < rows; i++)
-        vf_store_upto(out + i * head->out_stride, acc[i][j] * vf_splat(inverse[i]), left);
-    }
-  }
+  edge_weighted_values(head->scores, head->score_stride, head->values, head->capacity, keys, head->size, inverse,
+                       head->out + (size_t)m * head->out_stride, head->out_stride, rows);
 }
 
 /* out[:, h * size ...] for each head h, as edge_attention gives it for the last `queries` rows of the past + queries
