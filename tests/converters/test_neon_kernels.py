@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -300,13 +300,18 @@ def test_packed_panels_hold_the_product(name: str, m: int, k: int, n: int, seed:
     np.testing.assert_array_equal(product, reference.accumulate(x, weight))
 
 
-def test_static_int8_linear_is_bit_exact(driver: Driver) -> None:
-    """Random int8 with extreme values, per-column output encodings, with and without residual."""
-    rng, kernels, checks = np.random.default_rng(0), driver.kernels, []
+def check_static_layers(
+    driver: Driver, rng: np.random.Generator, matrix: Callable[[int, int, int], np.ndarray],
+    operands: Callable[..., list[np.ndarray | None]],
+) -> None:
+    """Static int8 layers to floats (with and without residual) and to packed int8 are right bit by bit, with extreme
+    activations and output encodings for each column: `matrix` gives the weights of layer (index, N, K), `operands` the
+    arrays of the driver's commands from the weights and all that follow them."""
+    kernels, checks = driver.kernels, []
     for index, (m, k, n) in enumerate(shapes(kernels, kernels.nr)):
         x = rng.integers(-128, 128, (m, k)).astype(np.int8)
-        weight = rng.integers(-127, 128, (n, k)).astype(np.int8)
-        x[0], weight[0] = -128, (-127 if index % 2 else 127)
+        x[0] = -128
+        weight = matrix(index, n, k)
         bias = rng.integers(-5000, 5000, n)
         scale = (rng.uniform(0.2, 3.0, n) / (40 * k)).astype(np.float32)
         varied = index % 3 == 0
@@ -316,10 +321,11 @@ def test_static_int8_linear_is_bit_exact(driver: Driver) -> None:
         count, depth, stride = round_up(n, kernels.nr), round_up(k, ALIGN), round_up(n, ALIGN)
         folded = bias - kernels.flip * weight.astype(np.int64).sum(1)
         columns = [pad(part, count, np.float32) if varied else part.repeat(kernels.nr) for part in (zero, step)]
-        arrays = [pack_b(weight, kernels), pad(folded, count, np.int32), pad(scale, count, np.float32), *columns]
-        arrays.append(pack_a(x, kernels))
-        buffer = None if residual is None else rows_of(residual)
-        driver.call(1, [varied, depth, count, m, stride], [*arrays, buffer], m * stride * 4)
+        arrays = operands(
+            weight, pad(folded, count, np.int32), pad(scale, count, np.float32), *columns, pack_a(x, kernels),
+            None if residual is None else rows_of(residual),
+        )
+        driver.call(1, [varied, depth, count, m, stride], arrays, m * stride * 4)
         checks.append((stride, n, reference.linear_static(x, weight, bias, scale, zero, step, residual)))
         size = round_up(m, ROWS) * stride
         driver.call(2, [varied, depth, count, m, stride, size], arrays, size)
@@ -330,6 +336,17 @@ def test_static_int8_linear_is_bit_exact(driver: Driver) -> None:
         else:
             found = floats(data, stride, columns)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_static_int8_linear_is_bit_exact(driver: Driver) -> None:
+    rng = np.random.default_rng(0)
+
+    def matrix(index: int, n: int, k: int) -> np.ndarray:
+        weight = rng.integers(-127, 128, (n, k)).astype(np.int8)
+        weight[0] = -127 if index % 2 else 127
+        return weight
+
+    check_static_layers(driver, rng, matrix, lambda weight, *rest: [pack_b(weight, driver.kernels), *rest])
 
 
 def test_dynamic_int8_linear(driver: Driver) -> None:

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from sample_graphs import SEQUENCE, Sample, make, sample, sqnr_db
-from test_neon_kernels import Driver, driver, floats, program, round_up, rows_of, shapes
+from test_neon_kernels import Driver, check_static_layers, driver, program, round_up, shapes
 from test_neon_models import Built
 
 from edgesdk.converters.neon import reference, storage
 from edgesdk.converters.neon.convert import make_plan
 from edgesdk.converters.neon.kernel_sets import AARCH64, KERNEL_SETS, KernelSet
-from edgesdk.converters.neon.packing import ALIGN, ROWS, pack_a, pack_b, pad, unpack_a
+from edgesdk.converters.neon.packing import ALIGN, ROWS, pack_a, pack_b, pad
 from edgesdk.converters.neon.plan import Attend, Dense
 from edgesdk.converters.neon.specialize import specialize
 from edgesdk.converters.neon.storage import (
@@ -71,34 +71,11 @@ def layer_arrays(stored: Stored, *arrays: np.ndarray | None) -> list[np.ndarray 
 
 @pytest.mark.parametrize("density", DENSITIES)
 def test_static_layers_are_bit_exact(driver: Driver, density: str) -> None:
-    rng, kernels, checks = np.random.default_rng(len(density)), driver.kernels, []
-    for index, (m, k, n) in enumerate(shapes(kernels, kernels.nr)):
-        x = rng.integers(-128, 128, (m, k)).astype(np.int8)
-        weight = sparse_matrix(rng, n, k, kernels, density)
-        bias = rng.integers(-5000, 5000, n)
-        scale = (rng.uniform(0.2, 3.0, n) / (40 * k)).astype(np.float32)
-        varied = index % 3 == 0
-        zero = rng.integers(-128, 128, n if varied else 1).astype(np.float32)
-        step = rng.uniform(0.01, 0.1, n if varied else 1).astype(np.float32)
-        residual = rng.standard_normal((m, n)).astype(np.float32) if index % 2 else None
-        count, depth, stride = round_up(n, kernels.nr), round_up(k, ALIGN), round_up(n, ALIGN)
-        folded = bias - kernels.flip * weight.astype(np.int64).sum(1)
-        columns = [pad(part, count, np.float32) if varied else part.repeat(kernels.nr) for part in (zero, step)]
-        arrays = layer_arrays(
-            pack_blocks(weight, kernels), pad(folded, count, np.int32), pad(scale, count, np.float32), *columns,
-            pack_a(x, kernels), None if residual is None else rows_of(residual),
-        )
-        driver.call(1, [varied, depth, count, m, stride], arrays, m * stride * 4)
-        checks.append((stride, n, reference.linear_static(x, weight, bias, scale, zero, step, residual)))
-        size = round_up(m, ROWS) * stride
-        driver.call(2, [varied, depth, count, m, stride, size], arrays, size)
-        checks.append((None, (m, n), reference.requantize(x, weight, bias, scale, zero)))
-    for data, (stride, columns, expected) in zip(driver.run(), checks, strict=True):
-        if stride is None:
-            found = unpack_a(np.frombuffer(data, np.int8), *columns, kernels)
-        else:
-            found = floats(data, stride, columns)
-        np.testing.assert_array_equal(found, expected)
+    rng, kernels = np.random.default_rng(len(density)), driver.kernels
+    check_static_layers(
+        driver, rng, lambda index, n, k: sparse_matrix(rng, n, k, kernels, density),
+        lambda weight, *rest: layer_arrays(pack_blocks(weight, kernels), *rest),
+    )
 
 
 def four_bit_matrix(rng: np.random.Generator, n: int, k: int, group: int) -> np.ndarray:
