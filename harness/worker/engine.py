@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -147,8 +148,8 @@ class Engine:
                 self.call(QUICKLY, RUN_SECONDS)
                 os.utime(self.plan)  # when it was used: room is made by age
                 return
-            except Failed:
-                pass
+            except Failed as problem:
+                sys.stderr.write(f"the engine is built anew: {problem}\n")
         for path in (self.plan, self._note):
             if os.path.lexists(path):
                 os.unlink(path)
