@@ -79,7 +79,7 @@ def run(names: list[str]) -> dict[str, Any]:
     more = {"windows": len(errors), "mean_error_percent": round(float(np.mean(errors)), 4) if errors else None,
             "boundary": sorted({str(energy["boundary"]) for energy in energies}), "reasons": reasons}
     drives, how = driven(record)
-    how["method"] = f"{', '.join(sorted(again))} measured while {HUNGRY} times the power is replayed"
+    how["note"] = f"{', '.join(sorted(again))} measured while {HUNGRY} times the power is replayed"
     return {
         names[0]: (worst, worst is not None and worst <= 1 and labelled, "emulated", more),
         names[1]: (drives and labelled, drives and labelled, "emulated", how),

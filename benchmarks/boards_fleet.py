@@ -94,7 +94,7 @@ def shared_machine(names: list[str]) -> dict[str, Any]:
     alone = (before * after) ** 0.5
     worst = max(abs(100 * (value / alone - 1)) for value in together)
     how = f"this machine behind {SHARED} sshds of 127.0.0.1, a home each; their rounds take turns"
-    more = {"boards": SHARED, "method": how, "alone_ms": [before, after], "together_ms": together}
+    more = {"boards": SHARED, "note": how, "alone_ms": [before, after], "together_ms": together}
     return {names[0]: (worst, worst <= 5, "measured", more)}
 
 

@@ -130,7 +130,7 @@ def overhead(names: list[str]) -> dict[str, Any]:
     more = {
         "wall_s": round(wall, 2), "round_processes_s": round(living, 2), "probes_s": round(probes, 2),
         "turns_s": round(turns, 2), "harness_cpu_s": round(cpu, 2), "candidates": CANDIDATES, "rounds": len(seen),
-        "method": "golden check, worker, upload, collection and documents are overhead",
+        "note": "golden check, worker, upload, collection and documents are overhead",
     }
     return {names[0]: (each, each <= OVERHEAD_LIMIT_S, "measured", more)}
 
@@ -186,6 +186,6 @@ def intrusion(names: list[str]) -> dict[str, Any]:
     percent = None if value is None else 100 * value
     more = {"pairs": found.get("pairs"), "best": found.get("best"), "worst": found.get("worst"),
             "period_ms": energy.get("period_ms"), "energy_provenance": energy["provenance"],
-            "reason": energy.get("reason"), "chip": "files in a folder: without the I2C transfer of a real one",
+            "reason": energy.get("reason"), "note": "the chip is files in a folder: no I2C transfer",
             "valid": document["valid"], "reasons": document["reasons"]}
     return {names[0]: (percent, percent is not None and percent <= 1, "measured", more)}

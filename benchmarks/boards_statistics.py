@@ -34,7 +34,7 @@ def run(names: list[str]) -> dict[str, Any]:
         first, second = (medians(random, 5, 40, WITHIN_AB).tolist() for _ in range(2))
         changed += compare_rounds(first, second).changed
     share, alarms = 100 * covered / TRIES, 100 * changed / PAIRS
-    model = {"provenance_note": f"rounds sd {BETWEEN:.0%}, samples sd {WITHIN:.0%} (A/B: {WITHIN_AB:.0%}), seed 4"}
+    model = {"note": f"rounds sd {BETWEEN:.0%}, samples sd {WITHIN:.0%} (A/B: {WITHIN_AB:.0%}), seed 4"}
     return {
         names[0]: (share, 93 <= share <= 97, "predicted", model),
         names[1]: (alarms, alarms <= 1, "predicted", model),
