@@ -27,6 +27,9 @@ class Ability:
     how: str
 
 
+NEON = Ability("runtime neon", True, "programs bring everything that they need")
+
+
 def wrong_machine(target: Target, facts: Mapping[str, Any]) -> str | None:
     """Why this board cannot be one of the target at all; None where it can."""
     machine, wanted = facts.get("machine"), MACHINES[target.triple]
@@ -51,36 +54,42 @@ def abilities(board: Board, target: Target, facts: Mapping[str, Any], by: str) -
     """Every kind of measurement on this board. `by` is what `privileges` found: `root`, `sudo` or `none`."""
     if facts.get("agent") == "shell":
         return list(_without_python(board, target))
-    return [*_latency(board, facts, by), *_memory(board, target, facts, by), _energy(board, facts),
-            _throttling(board, facts), *_runtimes(target, facts)]
+    return [*_latency(board, "CLOCK_MONOTONIC_RAW on the board"), *_clocks(board, facts, by),
+            *_process(board, "VmHWM and PSS of each round"), *_memory(board, target, facts, by), _energy(board, facts),
+            _throttling(board, facts), *_runtimes(target, facts), NEON]
 
 
 def _without_python(board: Board, target: Target) -> Iterator[Ability]:
     """What the shell worker does (`harness/shell`)."""
     no = f"needs Python on the board; {board.python} is not there"
-    if board.emulated:
-        yield Ability("latency", False, "an emulated board has no time of its own; instructions are counted instead")
-    else:
-        yield Ability("latency", True, "NEON builds time themselves; the board is looked at between rounds only")
-    yield Ability("instructions", bool(board.counting_plugin), "counted by qemu" if board.counting_plugin else
-                  "only light emulated boards count instructions")
-    yield Ability("memory", not board.emulated, "VmHWM of each round")
+    yield from _latency(board, "NEON builds time themselves; the board is looked at between rounds only")
+    yield from _process(board, "VmHWM of each round")
     for what in ("fixed clock", "cold load", "energy", "throttling while a round runs"):
         yield Ability(what, False, no)
     for name in target.runtimes:
         yield Ability(f"runtime {name}", False, no)
-    yield Ability("runtime neon", True, "programs bring everything that they need")
+    yield NEON
 
 
-def _latency(board: Board, facts: Mapping[str, Any], by: str) -> Iterator[Ability]:
+def _latency(board: Board, how: str) -> Iterator[Ability]:
     if board.emulated:
         yield Ability("latency", False, "an emulated board has no time of its own; instructions are counted instead")
     else:
-        yield Ability("latency", True, "CLOCK_MONOTONIC_RAW on the board")
+        yield Ability("latency", True, how)
     if board.counting_plugin:
         yield Ability("instructions", True, "counted by qemu")
     else:
         yield Ability("instructions", False, "only light emulated boards count instructions")
+
+
+def _process(board: Board, how: str) -> Iterator[Ability]:
+    if board.counting_plugin:
+        yield Ability("memory", False, "qemu-user counts its own memory too; a full board (--vm) tells the truth")
+    else:
+        yield Ability("memory", True, how)
+
+
+def _clocks(board: Board, facts: Mapping[str, Any], by: str) -> Iterator[Ability]:
     if by == "none":
         yield Ability("fixed clock", False, "needs root, or sudo without a password, to set governor and power mode")
         yield Ability("cold load", False, "needs root, or sudo without a password, to drop cached pages")
@@ -92,9 +101,7 @@ def _latency(board: Board, facts: Mapping[str, Any], by: str) -> Iterator[Abilit
 
 def _memory(board: Board, target: Target, facts: Mapping[str, Any], by: str) -> Iterator[Ability]:
     if board.counting_plugin:
-        yield Ability("memory", False, "qemu-user counts its own memory too; a full board (--vm) tells the truth")
         return
-    yield Ability("memory", True, "VmHWM and PSS of each round")
     grouped = facts.get("memory_cgroup")
     hint = "off: cgroup_enable=memory in the kernel's command line" if grouped is False else "not known"
     yield Ability("memory of the control group", bool(grouped), "memory.peak" if grouped else hint)
@@ -129,7 +136,6 @@ def _runtimes(target: Target, facts: Mapping[str, Any]) -> Iterator[Ability]:
             fits = new_enough(found, wanted)
             without = ", without energy: trtexec does not tell when its window starts" if name == "tensorrt" else ""
             yield Ability(f"runtime {name}", fits, found + without if fits else f"{found}, {wanted} is wanted")
-    yield Ability("runtime neon", True, "programs bring everything that they need")
 
 
 def _cores(target: Target, facts: Mapping[str, Any]) -> str | None:

@@ -61,6 +61,20 @@ def test_an_emulated_board_counts_and_has_no_time() -> None:
     assert "`emulated`" in found["energy"][1]
 
 
+def test_without_python_the_same_reasons() -> None:
+    """What a board cannot do for being emulated does not depend on who measures there."""
+    counting = dataclasses.replace(PI, emulated=True, counting_plugin="/qemu/x.so")
+    usual, bare = able(counting), able(counting, agent="shell")
+    for what in ("latency", "instructions", "memory"):
+        assert bare[what] == usual[what], what
+    assert bare["memory"] == (False, "qemu-user counts its own memory too; a full board (--vm) tells the truth")
+    real = able(agent="shell")
+    assert real["memory"] == (True, "VmHWM of each round") and real["latency"][0] and real["runtime neon"][0]
+    assert {what for what, (possible, _) in real.items() if possible} == {"latency", "memory", "runtime neon"}
+    for what in ("fixed clock", "energy", "runtime onnxruntime"):
+        assert real[what] == (False, "needs Python on the board; python3 is not there")
+
+
 def test_a_board_as_its_target_says() -> None:
     assert differences(PI, RPI5, FACTS) == []
     assert differences(PI, RPI5, {}) == []
