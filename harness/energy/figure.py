@@ -16,6 +16,9 @@ from edgesdk.errors import MeasureError
 from edgesdk.harness.energy.integrate import Series, energy_between, median_power, series
 from edgesdk.harness.energy.log import PowerLog, Segment, Stretch, finite, read_log
 from edgesdk.harness.energy.plan import FEWEST_SAMPLES, IDLE_SECONDS, WINDOWS, needed_seconds
+from edgesdk.harness.protocol import LABELS
+from edgesdk.harness.worker.codes import E_SHARED_MACHINE
+from edgesdk.harness.worker.machine import NO_LOCK, OVERDUE
 from edgesdk.harness.worker.power_window import IDLE_SHIFT, IDLE_SHIFT_UW
 
 # (relative, watts): standard error of a sensor's gain, from data sheets and from what users compared.
@@ -177,6 +180,11 @@ def _labels(
         labels.add("few_windows")
     if min((_seconds(stretch) for stretch in log.of("idle")), default=0.0) < 0.999 * IDLE_SECONDS:
         labels.add("short_idle")
+    turns = {stretch.values["turn"] for event in ("idle", "window", "bare") for stretch in log.of(event)}
+    if OVERDUE in turns:
+        labels.add(LABELS[E_SHARED_MACHINE])
+    if NO_LOCK in turns:
+        labels.add("unserialized")
     if head.sensor in UNCALIBRATED:
         labels.add("uncalibrated")
     if net is not None and net <= 0:

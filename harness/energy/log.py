@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgesdk.errors import MeasureError
 from edgesdk.harness.text import plain
+from edgesdk.harness.worker.machine import KINDS
 
 FORMAT, VERSION = "edgesdk.power", 1
 MOST_BYTES = 64 << 20
@@ -58,7 +59,7 @@ class Segment:
 
 @dataclass
 class Stretch:
-    """One event with edges: `window`, `bare` or `idle`; times in ns on the board's clock."""
+    """One event with edges: `window`, `bare` or `idle`; times in ns on the board's clock. `turn`: see `machine`."""
 
     event: str
     values: Mapping[str, Any]
@@ -185,7 +186,10 @@ def _stretch(entry: Mapping[str, Any]) -> Stretch:
     event = entry["event"]
     if event not in ("window", "bare", "idle"):
         raise ValueError(f"event {event!r}")
-    values: dict[str, Any] = {}
+    turn = entry.get("turn")  # files of before this key have none
+    if turn not in (None, *KINDS):
+        raise ValueError(f"turn {turn!r}")
+    values: dict[str, Any] = {"turn": turn}
     if event != "bare":
         values |= {"start_ns": entry["start_ns"], "end_ns": entry["end_ns"]}
         if not (_is_time(entry["start_ns"]) and _is_time(entry["end_ns"]) and entry["start_ns"] < entry["end_ns"]):

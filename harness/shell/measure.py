@@ -30,7 +30,7 @@ LOST = (
     "the integer loop that tells a change of the board from one of the model",
     "governor, power mode and cores set for the time of the job",
     "rounds that are repeated by code, and more rounds for a wide interval",
-    "waiting for an idle or a cool board",
+    "waiting for an idle or a cool board, and turns with other boards of its machine",
     "cold load without cached pages, warm loads, PSS and control groups",
 )
 REASON = "needs Python on the board"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 LOCK = "/dev/shm/edgesdk-timing"
 WAIT_SECONDS = 600.0
 POLL_SECONDS = 0.1
-HELD, OVERDUE, NO_LOCK = "held", "overdue", "no_lock"
+KINDS = HELD, OVERDUE, NO_LOCK = "held", "overdue", "no_lock"
 
 
 class Turn(NamedTuple):

@@ -107,21 +107,21 @@ class EnergyRun:
             raise NoSamples("the runner does not say when its window starts and ends: build the artifact again")
         self._event(event, {
             "index": index, "start_ns": start, "end_ns": end, "inferences": record["count"] * record["batch"],
-            "p50_ns": record["p50_ns"],
+            "p50_ns": record["p50_ns"], "turn": record["environment"]["turn"],
         })
         return start or 0, end or 0
 
     def _idle(self, when: str, period: float) -> "float | None":
         """Watch the board do nothing; returns the median power in microwatts (None where a meter elsewhere sees it)."""
         offset = os.path.getsize(self.path)
-        with machine.turn(self.tick), _Segment(self, period):
+        with machine.turn(self.tick) as turn, _Segment(self, period):
             start = now_ns()
             deadline = time.monotonic() + float(self.plan["idle_seconds"])
             while time.monotonic() < deadline:
                 time.sleep(max(0.0, min(1.0, deadline - time.monotonic())))
                 self.tick()
             end = now_ns()
-        self._event("idle", {"when": when, "start_ns": start, "end_ns": end})
+        self._event("idle", {"when": when, "start_ns": start, "end_ns": end, "turn": turn.kind})
         return None if self.external else idle_power(self.path, offset, start, end)
 
     def _event(self, event: str, values: "dict[str, Any]") -> None:

@@ -233,6 +233,20 @@ def test_labels_of_what_is_short() -> None:
     assert found["provenance"] == "emulated" and found["value"] == pytest.approx(150)
 
 
+def test_windows_and_idle_beside_another_board_are_labelled() -> None:
+    """Of a window that was run again the last try counts; files of before say nothing of turns."""
+    def labels(*events: dict[str, Any]) -> set[str]:
+        return set(figure([*run_entries()[:-1], *events, {"event": "end"}])["labels"])
+
+    again = window(4, 273.013, 323.034, inferences=2500)
+    assert not {"unserialized", "shared_machine"} & (labels() | labels(again | {"turn": "held"}))
+    assert "unserialized" in labels(idle("after", 343, 378) | {"turn": "no_lock"})
+    assert "shared_machine" in labels(again | {"turn": "overdue"})
+    assert "shared_machine" not in labels(again | {"turn": "overdue"}, again | {"turn": "held"})
+    found = figure([*run_entries(), again | {"turn": "alone"}])
+    assert found["value"] is None and "turn 'alone'" in found["reason"]
+
+
 def test_the_pmic_is_uncalibrated() -> None:
     """Its rails are not the board: label and a fifth of uncertainty."""
     found = figure(run_entries(sensor="pmic", boundary="pmic_rails"))

@@ -16,6 +16,7 @@ from harness_artifacts import describe, golden_rows, onnx_artifact, runner, runn
 from edgesdk.converters.artifact import Tensor, write_artifact
 from edgesdk.errors import ConfigError, MeasureError
 from edgesdk.files import canonical_json
+from edgesdk.harness import facts, pack
 from edgesdk.harness.board import Board
 from edgesdk.harness.measure import Evaluation, load_profile, measure, probe, verify_measurement
 from edgesdk.targets.target import Target
@@ -81,6 +82,18 @@ def test_own_binary_end_to_end(host: Board, target: Target, tmp_path: Path) -> N
     assert first["valid"], first["reasons"]
     assert [entry["batch"] for entry in first["rounds"]] == [4, 4]
     assert first["peak_rss_bytes"]["value"] == 4096
+
+
+def test_a_machine_without_a_lock_is_labelled(
+    host: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no turn could be taken, nobody knows what was timed beside a round."""
+    entry = f"from edgesdk.harness.worker import machine\nmachine.LOCK = {str(tmp_path / 'none/timing')!r}\n"
+    monkeypatch.setattr(pack, "ENTRY", entry + pack.ENTRY)
+    monkeypatch.setattr(facts, "pack_worker", pack.pack_worker.__wrapped__)
+    (document,) = run(host, target, tmp_path, runner_artifact(tmp_path / "a", runner()))
+    assert document["valid"] and "unserialized" in document["latency_ms"]["labels"]
+    assert {entry["environment"]["turn"] for entry in document["rounds"]} == {"no_lock"}
 
 
 def test_counting_board_reports_instructions_only(host: Board, target: Target, tmp_path: Path) -> None:

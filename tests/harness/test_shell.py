@@ -98,7 +98,8 @@ def test_a_neon_artifact_is_measured(bare: Board, target: Target, tmp_path: Path
     document = run(bare, target, tmp_path, runner(), evaluation=Evaluation([rows], 40))
     assert document["valid"], document["reasons"]
     assert document["golden"]["passed"] and len(document["rounds"]) == 2
-    assert "unsampled" in document["latency_ms"]["labels"] and document["latency_ms"]["p50"] > 0
+    assert {"unsampled", "unserialized"} <= set(document["latency_ms"]["labels"])
+    assert document["latency_ms"]["p50"] > 0
     assert document["facts"]["agent"] == "shell" and "energy" in document["facts"]["without_python"][0]
     assert document["energy_mj"]["value"] is None and document["energy_mj"]["provenance"] == "unmeasured"
     assert document["peak_rss_bytes"]["value"] == 4096
