@@ -19,6 +19,7 @@ from edgesdk.cli.output import say
 from edgesdk.files import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgesdk.harness.emulate.device import device_files
 from edgesdk.harness.emulate.layers import build_layers, cache_folder, qemu_folder, rootfs_folder
+from edgesdk.harness.worker.blocks import take_rows
 from edgesdk.harness.worker.count import CLASSES, parse_counts
 from edgesdk.targets import load_target
 
@@ -110,12 +111,8 @@ class Counter:
 def _ours(command: str, artifact: Path, folder: Path) -> list[str]:
     """The command that works on the first golden row alone."""
     document = json.loads((artifact / "artifact.json").read_text())
-    data, rows, at, first = (artifact / "golden/in.bin").read_bytes(), document["golden"]["n"], 0, b""
-    for tensor in document["inputs"]:
-        size = math.prod(tensor["shape"]) * {"int64": 8, "float32": 4}[tensor["dtype"]]
-        first += data[at : at + size]
-        at += size * rows
-    (folder / "in.bin").write_bytes(first)
+    data = (artifact / "golden/in.bin").read_bytes()
+    (folder / "in.bin").write_bytes(take_rows(data, document["inputs"], document["golden"]["n"], [0]))
     return [str(artifact / "model"), command, "--inputs", str(folder / "in.bin"), "--n", "1"]
 
 

@@ -49,7 +49,7 @@ def figures_of(scheme: str, folder: Path) -> list[dict[str, Any]]:
     package = models.package(models.random_weights(SPEC), scheme, SEQUENCE, SPEC)
     converter("neon").convert(package, load_target(TARGET), artifact)
     arena = json.loads((artifact / "artifact.json").read_text())["runtime"]["arena_bytes"]
-    entries = [figure(f"{scheme}, arena with the cache of {SEQUENCE} tokens", arena, "bytes", provenance="emulated")]
+    entries = [figure(f"{scheme}, arena with the cache of {SEQUENCE} tokens", arena, "bytes")]
     with Counter(CPU) as counter:
         steps = counts(counter, artifact, folder, PAST[0], SEQUENCE - PAST[0] + 1)[1:]
         for past in PAST:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from edgesdk.encodings import ActivationEncoding, Encodings, static_activations
 from edgesdk.evaluate import golden_outputs, run_graph
-from edgesdk.package import Baseline, Package, Samples, read_package
+from edgesdk.files import canonical_json, sha256_bytes, sha256_file
+from edgesdk.package import Baseline, Package, Samples, package_digest, read_package
 from edgesdk.stages.calibrate import weight_encoding
 from edgesdk.transformer import module
 from edgesdk.transformer.graph import write_graph
@@ -91,6 +92,13 @@ def trained_model(folder: Path) -> Model:
     found = read_package(folder / "fp32.edgepkg")
     samples = found.samples.calibration
     return Model(found.spec, found.weights, samples["input_ids"][samples["attention_mask"] == 1], folder)
+
+
+def trained_digest(folder: Path) -> str:
+    """Of all that figures with such a folder depend on: every package in it, and the test rows."""
+    parts = {path.name: package_digest(path) for path in folder.glob("*.edgepkg")}
+    tests = folder / "test.npz"
+    return f"sha256:{sha256_bytes(canonical_json(parts | {tests.name: sha256_file(tests)}))}"
 
 
 def inputs(sequence: int, spec: TransformerSpec = SPEC) -> Arrays:

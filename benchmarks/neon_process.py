@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,33 @@ from typing import Any
 import neon_models as models
 import numpy as np
 from _results import cpu_model, figure
-from neon_x86_worker import golden, sqnr
+from neon_x86_worker import golden
 from numpy.typing import NDArray
 
 from edgesdk.converters import converter
-from edgesdk.converters.neon.toolchain import find
+from edgesdk.converters.neon.toolchain import Toolchain, find
+from edgesdk.evaluate import sqnr_db
 from edgesdk.targets import load_target
 from edgesdk.transformer.spec import TokenEmbedding
 
 SEQUENCE, VOCABULARY, ROUNDS, LEAST_DB = 128, 30522, 15, 30.0
 PAGE = 4096
 OURS, C_API, PYTHON = "NEON build", "ONNX Runtime's C API", "ONNX Runtime's Python API"
-GOALS = {"start": 0.10, C_API: 0.50, PYTHON: 0.25, "rss": 30.0, "slack": 3.0}
+# Goals: CPU time to the first result, and peak RSS, of each peer's; our peak RSS, and what is in it beyond the model.
+START, GOALS, RSS_MB, SLACK_MB = 0.10, {C_API: 0.50, PYTHON: 0.25}, 30.0, 3.0
+RSS = "x86, w8a8, peak RSS"
+SLACK = f"{RSS} beyond packed weights touched and arena"
+STARTS = {peer: f"x86, w8a8, CPU time to the first result of {peer}" for peer in GOALS}
+PROMISED = (
+    *((name, f"≤ {START:.2f}×") for name in STARTS.values()), (RSS, f"≤ {RSS_MB:g} MB"), (SLACK, f"≤ {SLACK_MB:g} MB"),
+    *((f"{RSS} of {peer}", f"≤ {goal:.2f}×") for peer, goal in GOALS.items()),
+)
+# Words of `model bench` that make it run no more than a few inferences.
+FEW = (
+    "--warmup-iterations", "1", "--warmup-seconds", "0", "--max-warmup-seconds", "0", "--window-seconds", "0",
+    "--min-samples", "1",
+)
+LIBRARY = "libonnxruntime.so.1"  # the name that the library has in its dynamic section
 PYTHON_PROGRAM = """
 import sys
 import numpy, onnxruntime
@@ -47,13 +63,22 @@ print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if 
 """
 
 
+def c_program(toolchain: Toolchain, library: Path, folder: Path, flags: Sequence[str]) -> Path:
+    """`folder/ort`: ONNX Runtime by its C API. It is linked against `library` of a wheel by the link `folder/LIBRARY`,
+    and finds it as the `flags` say."""
+    (folder / LIBRARY).symlink_to(library)
+    source = Path(__file__).with_name("neon_process_ort.c")
+    toolchain.run(("-O2", str(source), LIBRARY, *flags, "-o", "ort"), folder)
+    return folder / "ort"
+
+
 class Processes:
     """The three commands, each of which writes its first result to a file of its own in `folder`."""
 
-    def __init__(self, folder: Path, weights: models.Arrays | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         spec = dataclasses.replace(models.SPEC, embedding=TokenEmbedding(VOCABULARY, 512))
-        package = models.package(weights or models.random_weights(spec), "w8a8", SEQUENCE, spec)
+        package = models.package(models.random_weights(spec), "w8a8", SEQUENCE, spec)
         for kind in ("neon", "onnx"):
             (folder / kind).mkdir()
             converter(kind).convert(package, load_target("host"), folder / kind)
@@ -79,13 +104,7 @@ class Processes:
         import onnxruntime
 
         (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*.*")
-        link = self.folder / "libonnxruntime.so.1"  # the name that the library has in its dynamic section
-        link.symlink_to(library)
-        source, program = Path(__file__).with_name("neon_process_ort.c"), self.folder / "ort"
-        find("x86_64-linux-gnu").run(
-            ("-O2", str(source), str(link), "-Wl,-rpath," + str(self.folder), "-o", str(program)), self.folder
-        )
-        return program
+        return c_program(find("x86_64-linux-gnu"), library, self.folder, [f"-Wl,-rpath,{self.folder}"])
 
     def run(self, name: str) -> tuple[float, float, str]:
         """Wall and CPU milliseconds of a fresh process, and what it printed."""
@@ -107,17 +126,15 @@ class Processes:
         Raises:
             RuntimeError: it is not.
         """
-        found = sqnr(np.fromfile(self.out(name), np.float32), self.wanted)
+        found = sqnr_db(self.wanted, np.fromfile(self.out(name), np.float32))
         if not found >= LEAST_DB:
             raise RuntimeError(f"{name}: {found:.1f} dB, expected {LEAST_DB} or more")
 
     def our_memory(self) -> dict[str, int]:
         """Of one fresh process that runs a few inferences: peak RSS, arena, and packed weights that are touched (all
         but the rows of the token table that no token names, in whole pages)."""
-        seconds = ("--warmup-seconds", "--max-warmup-seconds", "--window-seconds")
-        small = ["--warmup-iterations", "1", "--min-samples", "1", *(word for key in seconds for word in (key, "0"))]
         command = [str(self.model), "bench", "--inputs", str(self.folder / "in"), "--n", "1", "--samples",
-                   str(self.folder / "samples"), *small]
+                   str(self.folder / "samples"), *FEW]
         answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         info = json.loads(subprocess.run([str(self.model), "info"], capture_output=True, text=True, check=True).stdout)
         row = models.SPEC.hidden
@@ -128,9 +145,9 @@ class Processes:
         }
 
 
-def figures(folder: Path, weights: models.Arrays | None = None) -> list[dict[str, Any]]:
+def figures(folder: Path) -> list[dict[str, Any]]:
     """Start and memory of fresh processes; artifacts are built in `folder`."""
-    processes = Processes(folder, weights)
+    processes = Processes(folder)
     for name in processes.commands:
         processes.run(name)
         processes.check(name)
@@ -141,9 +158,8 @@ def figures(folder: Path, weights: models.Arrays | None = None) -> list[dict[str
     wall = {name: np.array([entry[0] for entry in found]) for name, found in runs.items()}
     cpu = {name: np.array([entry[1] for entry in found]) for name, found in runs.items()}
     entries = [_start(name, wall[name], cpu[name]) for name in runs]
-    for name in (C_API, PYTHON):
-        entries.append(_ratio(f"CPU time to the first result of {name}", cpu, name) | {"wall": _median(wall, name)})
-    return entries + _memory(processes, {name: int(runs[name][0][2]) for name in (C_API, PYTHON)})
+    entries += [_ratio(cpu, peer) | {"wall": _median(wall, peer)} for peer in GOALS]
+    return entries + _memory(processes, {peer: int(runs[peer][0][2]) for peer in GOALS})
 
 
 def _start(name: str, wall: NDArray[np.float64], cpu: NDArray[np.float64]) -> dict[str, Any]:
@@ -152,9 +168,9 @@ def _start(name: str, wall: NDArray[np.float64], cpu: NDArray[np.float64]) -> di
     return entry | best | _machine()
 
 
-def _ratio(what: str, cpu: dict[str, NDArray[np.float64]], peer: str) -> dict[str, Any]:
-    value, goal = float(np.median(cpu[OURS] / cpu[peer])), GOALS["start"]
-    return figure(f"x86, w8a8, {what}", value, "×", f"≤ {goal:.2f}×", value <= goal) | _machine()
+def _ratio(cpu: dict[str, NDArray[np.float64]], peer: str) -> dict[str, Any]:
+    value, name = float(np.median(cpu[OURS] / cpu[peer])), STARTS[peer]
+    return figure(name, value, "×", dict(PROMISED)[name], value <= START) | _machine()
 
 
 def _median(wall: dict[str, NDArray[np.float64]], peer: str) -> float:
@@ -164,17 +180,16 @@ def _median(wall: dict[str, NDArray[np.float64]], peer: str) -> float:
 
 def _memory(processes: Processes, peers: dict[str, int]) -> list[dict[str, Any]]:
     ours = processes.our_memory()
-    peak = ours["peak"]
-    slack = (peak - ours["weights"] - ours["arena"]) / 2**20
+    peak, goals = ours["peak"], dict(PROMISED)
+    whole, slack = peak / 2**20, (peak - ours["weights"] - ours["arena"]) / 2**20
     entries = [
-        figure("x86, w8a8, peak RSS", peak / 2**20, "MB", f"≤ {GOALS['rss']:g} MB", peak / 2**20 <= GOALS["rss"]),
-        figure("x86, w8a8, peak RSS beyond packed weights touched and arena", slack, "MB", f"≤ {GOALS['slack']:g} MB",
-               slack <= GOALS["slack"]) | {"weights": ours["weights"], "arena": ours["arena"]},
+        figure(RSS, whole, "MB", goals[RSS], whole <= RSS_MB),
+        figure(SLACK, slack, "MB", goals[SLACK], slack <= SLACK_MB)
+        | {"weights": ours["weights"], "arena": ours["arena"]},
     ]
-    for name, bytes_used in peers.items():
-        ratio, goal = peak / bytes_used, GOALS[name]
-        entry = figure(f"x86, w8a8, peak RSS of {name}", ratio, "×", f"≤ {goal:.2f}×", ratio <= goal)
-        entries.append(entry | {"peer_bytes": bytes_used})
+    for peer, bytes_used in peers.items():
+        name, ratio = f"{RSS} of {peer}", peak / bytes_used
+        entries.append(figure(name, ratio, "×", goals[name], ratio <= GOALS[peer]) | {"peer_bytes": bytes_used})
     return [entry | _machine() for entry in entries]
 
 

@@ -17,13 +17,14 @@ import numpy as np
 from _parts import Entries, Found, Missing
 from _results import figure
 from neon_peers import A76, TARGETS, Builder
-from neon_process import PYTHON_PROGRAM
+from neon_process import C_API, FEW, GOALS, LIBRARY, OURS, PYTHON, PYTHON_PROGRAM, c_program
 from numpy.typing import NDArray
 
 from edgesdk.cli.output import say
 from edgesdk.converters.neon.kernel_sets import AARCH64
 from edgesdk.converters.neon.toolchain import find
 from edgesdk.errors import EdgeSDKError
+from edgesdk.evaluate import sqnr_db
 from edgesdk.harness import emulate
 from edgesdk.harness.emulate.layers import rootfs_folder
 from edgesdk.harness.session import Session
@@ -32,10 +33,7 @@ from edgesdk.targets import load_target
 SEQUENCE, PROCESSES, SECONDS = 128, 3, 900
 # An answer may be farther from the float model than the package's own by so much: decision 26, for one row.
 SLACK_DB = 6.0
-OURS, C_API, PYTHON = "NEON build", "ONNX Runtime's C API", "ONNX Runtime's Python API"
-GOALS = {C_API: 0.5, PYTHON: 0.25}
 PROMISED = tuple((f"peak RSS, w8a8, aarch64 VM, of {peer}'s", f"≤ {goal}×") for peer, goal in GOALS.items())
-C_SOURCE = Path(__file__).with_name("neon_process_ort.c")
 PLACE, PACKAGES = "neon-bench", "/usr/local/lib/python3.11/dist-packages"
 
 
@@ -64,11 +62,6 @@ def run(builder: Builder) -> Found:
     return figures, []
 
 
-def sqnr_db(signal: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Signal over error, in dB."""
-    return float(10 * np.log10((signal**2).sum() / max(float(((found - signal) ** 2).sum()), 1e-30)))
-
-
 def _prepare(builder: Builder, folder: Path) -> dict[str, list[str]]:
     """Fill a folder with what the board needs; gives the commands there, whose last word is the file of the answer."""
     neon, onnx = (builder.artifact(kind, "w8a8", A76, SEQUENCE) for kind in ("neon", "onnx"))
@@ -82,11 +75,8 @@ def _prepare(builder: Builder, folder: Path) -> dict[str, list[str]]:
         (folder / name).write_bytes(content)
     feeds = ["model.onnx", "ids", "mask"]
     (library,) = (rootfs_folder() / PACKAGES[1:] / "onnxruntime/capi").glob("libonnxruntime.so.*.*")
-    link = folder / "libonnxruntime.so.1"  # the name that the library has in its dynamic section
-    link.symlink_to(library)
-    undefined = "-Wl,--allow-shlib-undefined"
-    find(AARCH64).run(("-O2", str(C_SOURCE), str(link), undefined, "-Wl,-rpath,.", "-o", "ort"), folder)
-    link.unlink()
+    c_program(find(AARCH64), library, folder, ["-Wl,--allow-shlib-undefined", "-Wl,-rpath,."])
+    (folder / LIBRARY).unlink()  # the board has its own
     return {
         OURS: ["./model", "run", "--inputs", "in.bin", "--n", "1", "--outputs", "ours.bin"],
         PYTHON: ["python3", "ort.py", *feeds, "python.bin"],
@@ -128,8 +118,7 @@ class Guest:
         if words[0] != "./model":
             return int(self.said(f"OMP_NUM_THREADS=1 {line}").split()[-1])
         self.said(line)
-        few = "--warmup-iterations 1 --warmup-seconds 0 --max-warmup-seconds 0 --window-seconds 0 --min-samples 1"
-        bench = self.said(f"./model bench --inputs in.bin --n 1 --samples samples.bin {few}")
+        bench = self.said(f"./model bench --inputs in.bin --n 1 --samples samples.bin {' '.join(FEW)}")
         return int(json.loads(bench)["peak_rss_bytes"])
 
 
@@ -143,7 +132,7 @@ def _measure(
         guest = Guest(session)
         for path in sorted(folder.iterdir()):
             guest.put(path)
-        guest.said(f"chmod +x model ort; ln -s {PACKAGES}/onnxruntime/capi/libonnxruntime.so.*.* libonnxruntime.so.1")
+        guest.said(f"chmod +x model ort; ln -s {PACKAGES}/onnxruntime/capi/libonnxruntime.so.*.* {LIBRARY}")
         for name, words in commands.items():
             peaks[name] = [guest.peak(words) for _ in range(PROCESSES)]
             found, least = sqnr_db(single, guest.floats(words[-1], folder)), sqnr_db(single, own) - SLACK_DB

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesdk.evaluate import sqnr_db
+
 Arrays = Mapping[str, NDArray[Any]]
 ARCH_PRCTL, REQUEST_PERMISSION, FEATURE_AMX = 158, 0x1023, 18
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
@@ -111,12 +113,6 @@ def tflite_call(folder: Path) -> Callable[[Arrays], NDArray[np.float32]]:
 CALLS = {"neon": neon_call, "onnx": onnx_call, "tflite": tflite_call}
 
 
-def sqnr(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Signal to quantization noise, dB."""
-    noise = float(np.square(found.astype(np.float64) - wanted).sum())
-    return 10 * float(np.log10(np.square(wanted.astype(np.float64)).sum() / max(noise, 1e-30)))
-
-
 def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Check every contender, then time them in turn."""
     if job["refuse_amx"]:
@@ -127,7 +123,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
         call = CALLS[entry["kind"]](Path(entry["folder"]))
         inputs, wanted = golden(Path(entry["golden"]))
         rows = [{name: value[i : i + 1].copy() for name, value in inputs.items()} for i in range(len(wanted))]
-        quality[entry["name"]] = sqnr(np.stack([call(row) for row in rows]), wanted)
+        quality[entry["name"]] = sqnr_db(wanted, np.stack([call(row) for row in rows]))
         if not quality[entry["name"]] >= entry["limit"]:
             raise SystemExit(f"{entry['name']}: {quality[entry['name']]:.1f} dB, expected {entry['limit']} or more")
         calls[entry["name"]] = lambda call=call, row=rows[0]: call(row)  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgesdk.package import write_package
+from edgesdk.testing.models import random_package
+from edgesdk.transformer.spec import Layer, TokenEmbedding, TransformerSpec
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 count = importlib.import_module("neon_count")
 models = importlib.import_module("neon_models")
+neon = importlib.import_module("neon")
 page = importlib.import_module("_page")
 parts = importlib.import_module("_parts")
 peers = importlib.import_module("neon_peers")
@@ -67,11 +73,41 @@ def test_our_row_is_attention_in_floats_or_integers_with_two_digits() -> None:
         assert peers.our_work(counts(100e6, dot=round(products / 16)), MODEL, 128) == done
 
 
-
 def test_rows_are_full_and_real_tokens() -> None:
     rows = MODEL.inputs(33, 3)
     assert rows["input_ids"].shape == rows["attention_mask"].shape == (3, 33) and rows["attention_mask"].all()
     np.testing.assert_array_equal(rows["input_ids"].reshape(-1), MODEL.tokens[:99])
+
+
+def test_a_count_is_of_the_first_golden_row(tmp_path: Path) -> None:
+    """Of each input: a block holds all rows of one input, then those of the next."""
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "artifact.json").write_text(json.dumps(DOCUMENT | {"golden": {"n": 3}}))
+    blocks = np.arange(2 * 3 * 7, dtype=np.int64).reshape(2, 3, 7)
+    (tmp_path / "golden/in.bin").write_bytes(blocks.tobytes())
+    assert count._ours("count", tmp_path, tmp_path)[-4:] == ["--inputs", str(tmp_path / "in.bin"), "--n", "1"]
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "in.bin", np.int64), blocks[:, 0].reshape(-1))
+
+
+def test_the_weights_of_a_part_are_all_that_was_trained(tmp_path: Path) -> None:
+    """Another int8 recipe of the same float model, and other test rows, are other weights."""
+    spec = TransformerSpec(TokenEmbedding(11, 8), 8, (Layer(1, 1, 8, 8),), "post", 1e-12, "gelu", "mean", classes=2)
+
+    def weights(name: str, seed: int) -> str:
+        if name == "test.npz":
+            np.savez(tmp_path / name, labels=np.array([seed]))
+        else:
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            write_package(random_package(spec, seed), tmp_path / name)
+        found: str = neon.parts_of(tmp_path, tmp_path)["counts"].weights
+        return found
+
+    np.savez(tmp_path / "test.npz", labels=np.array([0]))
+    names = ("fp32.edgepkg", "w8a8.edgepkg", "w8a8-dynamic.edgepkg", "test.npz")
+    seen = [weights(name, seed) for seed in (0, 1) for name in names]
+    assert len(set(seen)) == len(seen) - 1, "the fourth has the seed of what was there before"
+    assert seen[3] == seen[2] and seen[0].startswith("sha256:")
+    assert weights("w8a8.edgepkg", 1) == seen[-1], "and the same content has the same digest"
 
 
 def test_empty_models_run(tmp_path: Path) -> None:
