@@ -21,7 +21,7 @@ from edgesdk.harness.session import Session
 from edgesdk.harness.shell import snapshot
 from edgesdk.harness.shell.job import kept_report, run_steps
 from edgesdk.harness.shell.report import Ran, Report, Step
-from edgesdk.harness.worker import blocks, child, codes, count, ready, rounds, steps, timing
+from edgesdk.harness.worker import blocks, child, count, ready, rounds, steps, timing
 
 # What the Python worker does and this one cannot; stored with each measurement and shown by `boards probe`.
 LOST = (
@@ -130,20 +130,12 @@ class ShellMeasurement:
     def _faults(self, facts: Mapping[str, Any], free: int | None) -> list[dict[str, str]]:
         """What speaks against timing on this board now, as `worker/ready.py` finds it on others."""
         sizes = [sum(int(file["bytes"]) for file in document["files"]) for document in self.documents]
-        needed, faults = max(sizes), []
-        if free is not None and free < 2 * needed + ready.SPARE_BYTES:
-            faults.append(("E_DISK_FULL", f"{free >> 20} MiB free, {(2 * needed + ready.SPARE_BYTES) >> 20} needed"))
-        bits = (facts.get("throttled") or 0) & codes.LIVE_BITS
-        if bits:
-            code = codes.E_UNDERVOLT if bits & codes.UNDERVOLT_BITS else codes.E_THROTTLED
-            faults.append((code, f"throttled=0x{bits:x} before the first round"))
-        heat, load, cpus = facts.get("temperature_c"), facts.get("loadavg1"), facts.get("cpus")
-        if heat is not None and heat > ready.HOT_C:
-            faults.append(("E_TOO_HOT", f"{heat:.1f} °C before the first round, at most {ready.HOT_C:.0f} °C"))
-        if load is not None and cpus and load > ready.MOST_LOAD * cpus:
-            faults.append(("E_BACKGROUND_LOAD", f"load average {load:.2f}"))
-        memory = ready.check_memory(facts.get("mem_available_bytes"), needed)
-        return [{"code": code, "text": text} for code, text in faults] + memory
+        return [
+            *ready.disk_fault(free, max(sizes), self.session.board.state),
+            *ready.memory_fault(facts.get("mem_available_bytes"), max(sizes)),
+            *ready.throttle_fault(facts.get("throttled")), *ready.load_fault(facts.get("loadavg1"), facts.get("cpus")),
+            *ready.heat_fault(facts.get("temperature_c")),
+        ]
 
     def _step(
         self, index: int, name: str, limit_s: float, words: Sequence[str], most_bytes: int, setting: str = "-"

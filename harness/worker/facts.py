@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from edgesdk.harness.worker import condition, engine, gpu, launch, sensors, tuning
-from edgesdk.harness.worker.system import device_tree, read_text
+from edgesdk.harness.worker.system import device_tree, load_average, read_text
 
 RUNTIME_PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime"),
@@ -72,18 +72,11 @@ def _runtime_version(module: str, distribution: str) -> "str | None":
     return "unknown"
 
 
-def _loadavg() -> "float | None":
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None
-
-
 def snapshot() -> "dict[str, Any]":
     """Facts that change: load, temperature, memory, clock, throttling (see `condition`), power mode, disk, boot."""
     memory = parse_meminfo(read_text("/proc/meminfo") or "")
     return {
-        "loadavg1": _loadavg(), "temperature_c": condition.temperature(),
+        "loadavg1": load_average(), "temperature_c": condition.temperature(),
         "mem_available_bytes": memory.get("MemAvailable"),
         "swap_used_bytes": _difference(memory.get("SwapTotal"), memory.get("SwapFree")),
         "boot_id": boot_id(), "uptime_s": _uptime(),

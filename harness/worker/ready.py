@@ -1,6 +1,8 @@
 """Is the board fit to be timed? Checks on the board before a job: disk, memory, other work, throttling, temperature.
 
-Each fault is {"code", "text"}. A profile that refuses makes reasons of them, a lenient one labels.
+Each fault is {"code", "text"}. A profile that refuses makes reasons of them, a lenient one labels. A check reads the
+board and asks a judge (`*_fault`, of one fault or none; what is not known is none): where there is no Python, the host
+asks the same judges.
 """
 
 import errno
@@ -10,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edgesdk.harness.worker import condition, gpu
+from edgesdk.harness.worker import condition, gpu, system
 from edgesdk.harness.worker.codes import LIVE_BITS, UNDERVOLT_BITS
 from edgesdk.harness.worker.system import PROC, read_text
 
@@ -32,16 +34,15 @@ def _fault(code: str, text: str) -> "dict[str, str]":
 
 
 def check_disk(state: str, needed: int) -> "list[dict[str, str]]":
-    """Room for twice what is needed and 200 MB, inodes, and a MiB that is written and read back.
+    """Room (`disk_fault`), inodes, and a MiB that is written and read back.
 
     Raises:
         OSError: the disk is full or read-only: nothing can be stored there.
     """
     found = os.statvfs(state)
-    free = found.f_bavail * found.f_frsize
-    if free < 2 * needed + SPARE_BYTES:
-        text = f"{free >> 20} MiB free in {state}, needed {(2 * needed + SPARE_BYTES) >> 20} MiB"
-        return [_fault("E_DISK_FULL", text)]
+    fault = disk_fault(found.f_bavail * found.f_frsize, needed, state)
+    if fault:
+        return fault
     if 0 < found.f_files and found.f_favail < LEAST_INODES:  # some file systems count none
         return [_fault("E_DISK_FULL", f"{found.f_favail} inodes free in {state}, needed {LEAST_INODES}")]
     path = os.path.join(state, "write-test")
@@ -60,7 +61,15 @@ def check_disk(state: str, needed: int) -> "list[dict[str, str]]":
     return []
 
 
-def check_memory(available: "int | None", needed: int) -> "list[dict[str, str]]":
+def disk_fault(free: "int | None", needed: int, where: str) -> "list[dict[str, str]]":
+    """Room in the folder `where` for twice what is needed and 200 MiB."""
+    if free is None or free >= 2 * needed + SPARE_BYTES:
+        return []
+    text = f"{free >> 20} MiB free in {where}, needed {(2 * needed + SPARE_BYTES) >> 20} MiB"
+    return [_fault("E_DISK_FULL", text)]
+
+
+def memory_fault(available: "int | None", needed: int) -> "list[dict[str, str]]":
     """Room for 1.3 times what the largest artifact needs."""
     if available is None or available >= MEMORY_FACTOR * needed:
         return []
@@ -68,8 +77,13 @@ def check_memory(available: "int | None", needed: int) -> "list[dict[str, str]]"
 
 
 def check_throttle() -> "list[dict[str, str]]":
+    """See `throttle_fault`."""
+    return throttle_fault(condition.throttled_bits())
+
+
+def throttle_fault(bits: "int | None") -> "list[dict[str, str]]":
     """Bits 0-3 of a Raspberry Pi must be 0 now; those since boot may be set."""
-    bits = (condition.throttled_bits() or 0) & LIVE_BITS
+    bits = (bits or 0) & LIVE_BITS
     if not bits:
         return []
     if bits & UNDERVOLT_BITS:
@@ -90,12 +104,7 @@ def check_idle(seconds: float) -> "list[dict[str, str]]":
         share = (after[0] - before[0]) / float(after[1] - before[1])
         if share > MOST_BUSY:
             texts.append(f"{100 * share:.0f} % of all cores busy")
-    try:
-        load = os.getloadavg()[0]
-        if load > MOST_LOAD * (os.cpu_count() or 1):
-            texts.append(f"load average {load:.2f}")
-    except OSError:
-        pass
+    texts += [fault["text"] for fault in load_fault(system.load_average(), os.cpu_count())]
     for name in ("cpu", "io", "memory"):
         average = AVERAGE.search(read_text(PROC + "/pressure/" + name) or "")
         if average and float(average.group(1)) >= MOST_PRESSURE:
@@ -104,6 +113,13 @@ def check_idle(seconds: float) -> "list[dict[str, str]]":
     if running:
         texts.append("running: " + ", ".join(running))
     return [_fault("E_BACKGROUND_LOAD", "; ".join(texts))] if texts else []
+
+
+def load_fault(load: "float | None", cpus: "int | None") -> "list[dict[str, str]]":
+    """At most a fifth of the cores busy over the last minute."""
+    if load is None or cpus is None or load <= MOST_LOAD * cpus:
+        return []
+    return [_fault("E_BACKGROUND_LOAD", f"load average {load:.2f}")]
 
 
 def check_gpu() -> "list[dict[str, str]]":
@@ -148,8 +164,12 @@ def wait_until(
 
 
 def check_cool() -> "list[dict[str, str]]":
+    """See `heat_fault`."""
+    return heat_fault(condition.temperature())
+
+
+def heat_fault(heat: "float | None") -> "list[dict[str, str]]":
     """At most 50 °C before the first round."""
-    heat = condition.temperature()
     if heat is None or heat <= HOT_C:
         return []
     return [_fault("E_TOO_HOT", f"{heat:.1f} °C before the first round, at most {HOT_C:.0f} °C")]
@@ -160,7 +180,7 @@ def check_all(
     tick: "Callable[[], None]",
 ) -> "list[dict[str, str]]":
     """All checks; strict ones wait for idleness and for a cool board as long as the profile says."""
-    faults = check_disk(state, needed) + check_memory(available, needed) + check_throttle()
+    faults = check_disk(state, needed) + memory_fault(available, needed) + check_throttle()
     idle_seconds = float(profile.get("idle_seconds", 0))
 
     def idle() -> "list[dict[str, str]]":

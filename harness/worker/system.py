@@ -30,3 +30,11 @@ def device_tree(name: str) -> "str | None":
         if text:
             return text
     return None
+
+
+def load_average() -> "float | None":
+    """The load average of one minute."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None

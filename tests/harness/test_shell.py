@@ -156,6 +156,17 @@ def test_a_wrong_model_is_never_timed(bare: Board, target: Target, tmp_path: Pat
     assert reason.startswith("E_ACCURACY") and trace.read_text() == "run"
 
 
+def test_a_board_that_is_not_fit(
+    bare: Board, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judges of other boards, with their bounds and words."""
+    monkeypatch.setattr(ready, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(ready, "MOST_LOAD", -1)
+    found = {fault["code"]: fault["text"] for fault in run(bare, target, tmp_path, runner())["facts"]["ready"]}
+    assert f"MiB free in {bare.state}, needed {1 << 40} MiB" in found["E_DISK_FULL"]
+    assert found["E_BACKGROUND_LOAD"].startswith("load average ")
+
+
 def test_instructions_are_counted(bare: Board, target: Target, tmp_path: Path) -> None:
     """On an emulated board the program gets the counting plugin in its environment."""
     counting = dataclasses.replace(bare, emulated=True, counting_plugin="/plugin.so")

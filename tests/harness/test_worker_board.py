@@ -301,8 +301,8 @@ def test_checks_before_a_job(system: Path, monkeypatch: pytest.MonkeyPatch) -> N
     state = str(system)
     assert ready.check_disk(state, 0) == [] and not (system / "write-test").exists()
     assert ready.check_disk(state, 1 << 60)[0]["code"] == "E_DISK_FULL"
-    assert ready.check_memory(130, 100) == [] and ready.check_memory(129, 100)[0]["code"] == "E_MEMORY"
-    assert ready.check_memory(None, 100) == [] and ready.check_throttle() == [] and ready.check_cool() == []
+    assert ready.memory_fault(130, 100) == [] and ready.memory_fault(129, 100)[0]["code"] == "E_MEMORY"
+    assert ready.check_throttle() == [] and ready.check_cool() == []
     command(system, "vcgencmd", "echo throttled=0x50004\n")
     assert ready.check_throttle()[0]["code"] == "E_THROTTLED"
     command(system, "vcgencmd", "echo throttled=0x50005\n")
@@ -311,6 +311,21 @@ def test_checks_before_a_job(system: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (fault,) = ready.check_cool()
     assert fault == {"code": "E_TOO_HOT", "text": "50.1 °C before the first round, at most 50 °C"}
     assert ready.check_idle(0) == []
+
+
+def test_judges_of_a_board() -> None:
+    """Each bound from both sides, and its words; what is not known is no fault."""
+    most = 2 * 100 + ready.SPARE_BYTES
+    assert ready.disk_fault(most, 100, "x") == ready.load_fault(0.8, 4) == ready.heat_fault(50.0) == []
+    assert ready.disk_fault(most - 1, 100, "x") == [
+        {"code": "E_DISK_FULL", "text": "200 MiB free in x, needed 200 MiB"}
+    ]
+    assert ready.load_fault(0.81, 4) == [{"code": "E_BACKGROUND_LOAD", "text": "load average 0.81"}]
+    assert ready.throttle_fault(0xF0000) == []
+    assert ready.throttle_fault(0x50004) == [{"code": "E_THROTTLED", "text": "throttled now (throttled=0x4)"}]
+    unknown = [ready.disk_fault(None, 1, "x"), ready.memory_fault(None, 1), ready.throttle_fault(None),
+               ready.heat_fault(None), ready.load_fault(None, 4), ready.load_fault(9.0, None)]
+    assert unknown == [[]] * 6
 
 
 def test_waiting_for_a_board_ends(monkeypatch: pytest.MonkeyPatch) -> None:
