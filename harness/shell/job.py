@@ -17,7 +17,7 @@ from typing import Any
 from edgesdk.errors import BoardError, Corrupt, Deadline, EdgeSDKError
 from edgesdk.files import canonical_json, sha256_bytes, sha256_file, write_atomic
 from edgesdk.harness.deploy import deploy, remove
-from edgesdk.harness.job import CANCEL_SECONDS, COLLECT_TRIES, FAILURES, Losses, Progress, job_identity
+from edgesdk.harness.job import CANCEL_SECONDS, COLLECT_TRIES, FAILURES, OVER, Losses, Progress, job_identity
 from edgesdk.harness.leases import Lease
 from edgesdk.harness.session import Session
 from edgesdk.harness.shell.report import Report, Step, Wrote, parse_report
@@ -33,7 +33,6 @@ LONGEST_POLL = 3.0
 AROUND_SECONDS = 240.0
 # A board without one of these is told so at once; all of them are in busybox.
 TOOLS = tuple("cat chmod cp date df env head mkdir mv rm sed sha256sum sleep sync tail tr uname wc".split())
-FINAL = ("done", "failed", "lost", "unknown")
 
 
 def send_worker(session: Session) -> str:
@@ -125,7 +124,7 @@ def _cancel(session: Session, worker: str, identity: str) -> bool:
     state = session.board.state
     with contextlib.suppress(EdgeSDKError):
         stopped = session.once(lambda to: to.run(["sh", worker, "stop", state, identity], CANCEL_SECONDS))
-        if stopped.returncode == 0 and stopped.text.split()[:1] and stopped.text.split()[0] in FINAL:
+        if stopped.returncode == 0 and stopped.text.split()[:1] and stopped.text.split()[0] in OVER:
             session.once(lambda to: to.run(["rm", "-rf", f"{state}/jobs/{identity}"], CANCEL_SECONDS))
             return True
     return False
@@ -184,7 +183,7 @@ def _to_the_end(
                 lease.check()
             status = ask(session, worker, *start).split()
             continue
-        if kind in FINAL:
+        if kind in OVER:
             return status
         doing = status[1] if kind == "running" and len(status) == 2 else kind
         patience.look(doing)

@@ -6,14 +6,13 @@ evaluation and the rounds of those that passed, interleaved in the same seeded r
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgesdk.files import sha256_bytes, sha256_file, write_atomic
+from edgesdk.files import sha256_bytes, write_atomic
 from edgesdk.harness import answers
 from edgesdk.harness.job import Progress
 from edgesdk.harness.leases import Lease
@@ -39,6 +38,15 @@ SPARE_BYTES = 1 << 20
 SAMPLES_BYTES, COUNTS_BYTES = 256 << 20, 16 << 20
 # Files of the work folder that remember the two jobs.
 FIRST, SECOND = "check.json", "job.json"
+
+
+@dataclass(frozen=True)
+class _Golden:
+    """A golden check: the blob of its inputs, how many rows, the expected outputs by side."""
+
+    inputs: str
+    n: int
+    expected: Mapping[str, bytes]
 
 
 class ShellMeasurement:
@@ -72,9 +80,10 @@ class ShellMeasurement:
         if self.request["strict"]:
             for record in self.records:
                 record["reasons"] += faults
-        report, identity = self._check([self._golden_step(index) for index in self._alive()])
-        for index in self._alive():
-            self._judge_golden(index, report)
+        checks = {index: self._golden(index) for index in self._alive()}
+        report, identity = self._check([self._golden_step(index, golden) for index, golden in checks.items()])
+        for index, golden in checks.items():
+            self._judge_golden(index, golden, report)
         passed = self._alive()
         second = [step for index in passed for step in self._evaluation_steps(index)] + self._round_steps(passed)
         if second:
@@ -82,7 +91,7 @@ class ShellMeasurement:
             report, identity = self._job(second, SECOND, passed)
             for index in passed:
                 self._keep(index, report)
-            report = dataclasses.replace(report, steps={**first.steps, **report.steps})
+            report = replace(report, steps={**first.steps, **report.steps})
         seen = [snapshot.snapshot(sections) for ran in report.steps.values() for sections in (ran.before, ran.after)]
         empty = {key: facts.get(key) for key in answers.Snapshot.model_fields}
         result = {
@@ -148,19 +157,18 @@ class ShellMeasurement:
         """Bytes of the outputs for n inputs."""
         return blocks.block_bytes(self.documents[index]["outputs"], n)
 
-    def _golden(self, index: int) -> tuple[str, int, dict[str, bytes]]:
-        """(blob of inputs, rows, expected outputs by side) of a golden check; on an emulated board some of the rows."""
+    def _golden(self, index: int) -> _Golden:
+        """What is checked: all golden rows; on an emulated board some of them."""
         document, spec = self.documents[index], self.request["candidates"][index]
-        golden = document["golden"]
+        golden, tensors = document["golden"], document["outputs"]
         n, inputs = int(golden["n"]), self._blob(spec, golden["inputs"])
         sides = {side: golden[side] for side in ("outputs", "floats") if golden.get(side)}
         expected = {side: self.blobs[self._blob(spec, path)].read_bytes() for side, path in sides.items()}
-        if not self.counted or n <= steps.EMULATED_GOLDEN_ROWS:
-            return inputs, n, expected
-        some = [row * n // steps.EMULATED_GOLDEN_ROWS for row in range(steps.EMULATED_GOLDEN_ROWS)]
-        tensors = document["outputs"]
-        rows = {side: blocks.take_rows(data, tensors, n, some) for side, data in expected.items()}
-        return self._rows(index, some), len(some), rows
+        if not self.counted:
+            return _Golden(inputs, n, expected)
+        rows = steps.golden_rows(n, steps.EMULATED_GOLDEN_ROWS)
+        some = {side: blocks.take_rows(data, tensors, n, rows) for side, data in expected.items()}
+        return _Golden(self._rows(index, rows), len(rows), some)
 
     def _rows(self, index: int, rows: list[int]) -> str:
         """The blob of some golden inputs."""
@@ -172,26 +180,24 @@ class ShellMeasurement:
         self.blobs[path.name] = path
         return path.name
 
-    def _golden_step(self, index: int) -> Step:
-        inputs, n, _ = self._golden(index)
-        words = ["run", "--inputs", f"@{inputs}", "--n", str(n), "--outputs", f"c{index}-golden.bin"]
-        return self._step(index, "golden", steps.GOLDEN_LIMIT_S, words, self._outputs(index, n) + SPARE_BYTES)
+    def _golden_step(self, index: int, golden: _Golden) -> Step:
+        words = ["run", "--inputs", f"@{golden.inputs}", "--n", str(golden.n), "--outputs", f"c{index}-golden.bin"]
+        return self._step(index, "golden", steps.GOLDEN_LIMIT_S, words, self._outputs(index, golden.n) + SPARE_BYTES)
 
-    def _judge_golden(self, index: int, report: Report) -> None:
+    def _judge_golden(self, index: int, golden: _Golden, report: Report) -> None:
         ran = self._ended(index, "golden", report, "golden check")
         if ran is None:
             return
-        data = report.written(f"c{index}-golden.bin")
-        _, n, expected = self._golden(index)
+        data, expected = report.written(f"c{index}-golden.bin"), golden.expected
         document = self.documents[index]
         limits, tensors = document["golden"]["tolerance"], document["outputs"]
-        verdict = blocks.judge(limits, expected["outputs"], data, tensors, n, expected.get("floats"))
+        verdict = blocks.judge(limits, expected["outputs"], data, tensors, golden.n, expected.get("floats"))
         reason = verdict.pop("reason")
         self.records[index]["golden"] = verdict
         if not verdict["passed"]:
             self._fail(index, "E_ACCURACY", f"golden check: {reason}")
         wall = snapshot.surroundings(ran.before, ran.after, ran.clocks)["wall_s"]
-        self.speeds[index] = (wall or 0.0) / max(1, n)
+        self.speeds[index] = (wall or 0.0) / max(1, golden.n)
 
     def _evaluation_steps(self, index: int) -> list[Step]:
         asked = self.request["candidates"][index]["evaluation"]
@@ -200,18 +206,18 @@ class ShellMeasurement:
         words = ["run", "--inputs", f"@{asked['sha256']}", "--n", str(asked["n"]), "--outputs",
                  f"c{index}-evaluation.bin"]
         most = self._outputs(index, asked["n"]) + SPARE_BYTES
-        return [self._step(index, "evaluation", 120 + 3 * self.speeds[index] * asked["n"], words, most)]
+        return [self._step(index, "evaluation", rounds.evaluation_limit(asked["n"], self.speeds[index]), words, most)]
 
-    def _round_steps(self, passed: Sequence[int]) -> list[Step]:
+    def _round_steps(self, passed: list[int]) -> list[Step]:
         if self.request["mode"] == "none":
             return []
-        wanted = []
-        for number in range(self.request["rounds"]):
-            order = list(passed)
-            random.Random(self.request["seed"] * 1000003 + number).shuffle(order)
-            wanted += [self._count_step(index, number) if self.counted else self._bench_step(index, number)
-                       for index in order]
-        return wanted
+        # All rounds count the same inputs.
+        inputs = {index: self._rows(index, self._counted_rows(index)) for index in passed if self.counted}
+        return [
+            self._count_step(index, number, inputs[index]) if self.counted else self._bench_step(index, number)
+            for number in range(self.request["rounds"])
+            for index in timing.round_order(passed, self.request["seed"], number)
+        ]
 
     def _bench_step(self, index: int, number: int) -> Step:
         document, seed = self.documents[index], self.request["seed"] + number
@@ -223,12 +229,10 @@ class ShellMeasurement:
 
     def _counted_rows(self, index: int) -> list[int]:
         document = self.documents[index]
-        most = rounds.COUNTED_INPUTS_THAT_DIFFER if document["work"] == "per_input" else rounds.COUNTED_INPUTS
-        return timing.seeded_order(int(document["golden"]["n"]), self.request["seed"])[:most]
+        return rounds.counted_rows(int(document["golden"]["n"]), document["work"], self.request["seed"])
 
-    def _count_step(self, index: int, number: int) -> Step:
-        rows = self._counted_rows(index)
-        words = ["count", "--inputs", f"@{self._rows(index, rows)}", "--n", str(len(rows))]
+    def _count_step(self, index: int, number: int, inputs: str) -> Step:
+        words = ["count", "--inputs", f"@{inputs}", "--n", str(len(self._counted_rows(index)))]
         setting = f"QEMU_PLUGIN={self.request['counting_plugin']},out=c{index}-round{number}.jsonl"
         return self._step(index, f"round{number}", steps.GOLDEN_LIMIT_S, words, COUNTS_BYTES, setting)
 
@@ -246,9 +250,8 @@ class ShellMeasurement:
             if large := report.too_large.get(f"c{index}-{name}.{suffix}"):
                 self._fail(index, "E_CRASH", f"{what}: wrote {large.size >> 20} MiB, far more than it should")
                 return None
-        kills = snapshot.oom_kills(ran.before), snapshot.oom_kills(ran.after)
-        counted = f"; vmstat: oom_kill {kills[0]} → {kills[1]}" if kills[1] > kills[0] else ""
-        code, reason = child.describe_status(ran.code << 8, counted, " ".join(ran.err.split())[-600:])
+        kills = child.kills_text("vmstat", snapshot.oom_kills(ran.before), snapshot.oom_kills(ran.after))
+        code, reason = child.describe_status(ran.code << 8, kills, " ".join(ran.err.split())[-600:])
         if code:
             self._fail(index, code, f"{what}: {reason}")
         return None if code else ran
@@ -294,7 +297,7 @@ class ShellMeasurement:
         boot = ran.before.get("/proc/sys/kernel/random/boot_id")
         starts = [at for at, (there, _) in enumerate(report.starts) if there == boot]
         return {
-            **record, "index": number, "file": name, "sha256": sha256_file(report.folder / name),
+            **record, "index": number, "file": name, "sha256": report.fetched[name].sha256,
             "other_cpu": seen["other_cpu"], "start": starts[-1] if starts else 0, "environment": seen,
             "memory": {**(record["memory"] or {}), "peak_rss": record["peak_rss_bytes"]},
         }

@@ -10,13 +10,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from edgesdk.harness.worker.condition import parse_pressure, parse_throttled
+from edgesdk.harness.worker.child import parse_oom_kills
+from edgesdk.harness.worker.condition import parse_pressure, parse_swapped, parse_throttled
 from edgesdk.harness.worker.facts import EMULATED_FILE, is_emulated, parse_cpuinfo, parse_meminfo
+from edgesdk.harness.worker.rounds import parse_busy
+from edgesdk.harness.worker.system import DEVICE_TREES
 
 NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 TIMES = re.compile(r"([0-9]{1,9})m([0-9]{1,2}(?:\.[0-9]{1,9})?)s")
 STICKY = 0xF0000
-DEVICE_TREES = ("/proc/device-tree", "/sys/firmware/devicetree/base")
 USUAL_TICKS = 100
 LONGEST_SECONDS = 1e7
 
@@ -70,8 +72,8 @@ def facts(seen: Mapping[str, str], reason: str) -> dict[str, Any]:
 
 
 def surroundings(before: Mapping[str, str], after: Mapping[str, str], clocks: str) -> dict[str, Any]:
-    """What was seen around a step, with keys of `answers.Environment`, and `cpu_s` of the program itself. Nothing was
-    looked at while it ran: throttling shows in the bits that stay set, clocks do not show.
+    """What was seen around a step, with keys of `answers.Environment`. Nothing was looked at while it ran: throttling
+    shows in the bits that stay set, clocks do not show.
 
     Args:
         clocks: the worker's `clocks` before and after, four lines each.
@@ -84,14 +86,15 @@ def surroundings(before: Mapping[str, str], after: Mapping[str, str], clocks: st
     bits = [parse_throttled(seen.get("throttled", "")) for seen in (before, after)]
     heat = [value for value in (temperature(before), temperature(after)) if value is not None]
     both = None not in bits
+    swapped = [parse_swapped(seen.get("/proc/vmstat", "")) for seen in (before, after)]
     return {
-        **pressure, "swapped_pages": _difference(_swapped(before), _swapped(after)),
+        **pressure, "swapped_pages": _difference(*swapped),
         "throttle_count": _difference(throttle_count(before), throttle_count(after)), "throttled_before": bits[0],
         "throttled_now": (bits[1] or 0) & ~STICKY if both else None,
         "throttled_new": (bits[1] or 0) & ~(bits[0] or 0) if both else None,
         "temperature_start_c": temperature(before), "temperature_end_c": temperature(after),
         "temperature_max_c": max(heat, default=None), "wall_s": wall,
-        "other_cpu": None if wall is None or own is None else round(max(0.0, busy - own) / wall, 4), "cpu_s": own,
+        "other_cpu": None if wall is None or own is None else round(max(0.0, busy - own) / wall, 4),
     }
 
 
@@ -111,8 +114,7 @@ def throttle_count(seen: Mapping[str, str]) -> int | None:
 
 def oom_kills(seen: Mapping[str, str]) -> int:
     """Processes that the kernel killed for memory since boot."""
-    found = re.search(r"^oom_kill ([0-9]{1,12})$", seen.get("/proc/vmstat", ""), re.MULTILINE)
-    return int(found[1]) if found else 0
+    return parse_oom_kills(seen.get("/proc/vmstat", "")) or 0
 
 
 def free_bytes(seen: Mapping[str, str]) -> int | None:
@@ -128,7 +130,7 @@ def _clocks(text: str) -> tuple[float, float, float] | None:
     if len(lines) != 8:
         return None
     up = [_number(lines[at]) for at in (0, 4)]
-    ticks = [_busy(lines[at]) for at in (1, 5)]
+    ticks = [parse_busy(lines[at]) for at in (1, 5)]
     own = [_spent(lines[at]) for at in (3, 7)]
     if None in up or None in ticks or None in own:
         return None
@@ -140,19 +142,6 @@ def _spent(line: str) -> float | None:
     """Seconds in user and system of a line of `times`."""
     found = TIMES.findall(line)
     return sum(60 * int(minutes) + float(seconds) for minutes, seconds in found) if len(found) == 2 else None
-
-
-def _busy(line: str) -> int | None:
-    words = line.split()[1:9]
-    if len(words) != 8 or not all(NUMBER.fullmatch(word) and "." not in word for word in words):
-        return None
-    user, nice, system, _idle, _wait, irq, softirq, _steal = map(int, words)
-    return user + nice + system + irq + softirq
-
-
-def _swapped(seen: Mapping[str, str]) -> int | None:
-    pages = re.findall(r"^pswp(?:in|out) ([0-9]{1,18})$", seen.get("/proc/vmstat", ""), re.MULTILINE)
-    return sum(map(int, pages)) if pages else None
 
 
 def _processors(cpuinfo: str) -> int | None:

@@ -107,7 +107,6 @@ snapshot() {
         /sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count; do
         [ -r "$path" ] && section "$path" cat "$path"
     done
-    section /proc/stat head -n 1 /proc/stat
     command -v vcgencmd >/dev/null && section throttled throttled
     section date date +%s
 }
@@ -136,7 +135,6 @@ facts() {
     section cpus getconf _NPROCESSORS_ONLN
     section libc getconf GNU_LIBC_VERSION
     section disk df -Pk "$state"
-    for tool in flock setsid sha256sum; do section "$tool" command -v "$tool"; done
     snapshot
 }
 

@@ -32,10 +32,21 @@ def _oom_kills() -> "tuple[str, int]":
     group = re.search(r"^0::(/[^\n]*)$", read_text("/proc/self/cgroup") or "", re.MULTILINE)
     places = ["/sys/fs/cgroup" + group.group(1).rstrip("/") + "/memory.events"] if group else []
     for path in places + ["/proc/vmstat"]:
-        found = re.search(r"^oom_kill ([0-9]{1,12})$", read_text(path) or "", re.MULTILINE)
-        if found:
-            return os.path.basename(path), int(found.group(1))
+        found = parse_oom_kills(read_text(path) or "")
+        if found is not None:
+            return os.path.basename(path), found
     return "", 0
+
+
+def parse_oom_kills(text: str) -> "int | None":
+    """Processes that the kernel killed for memory, of memory.events or of /proc/vmstat."""
+    found = re.search(r"^oom_kill ([0-9]{1,12})$", text, re.MULTILINE)
+    return int(found.group(1)) if found else None
+
+
+def kills_text(where: str, before: int, after: int) -> str:
+    """How the kernel's count of kills for memory grew, for `describe_status`; "" where it did not."""
+    return f"; {where}: oom_kill {before} → {after}" if after > before else ""
 
 
 def _tail(path: str, size: int = 600) -> str:
@@ -110,8 +121,7 @@ def run_child(
     if timed_out:
         return Ended("E_TIMEOUT", f"no end after {limit_s:.0f} s, killed", stdout, wall, cpu)
     where, after = _oom_kills()
-    counted = f"; {where}: oom_kill {kills[1]} → {after}" if after > kills[1] else ""
-    code, reason = describe_status(status, counted, _tail(error_path))
+    code, reason = describe_status(status, kills_text(where, kills[1], after), _tail(error_path))
     return Ended(code, reason, stdout, wall, cpu)
 
 
@@ -161,8 +171,8 @@ def _wait(process: "subprocess.Popen[bytes]", deadline: float, tick: "Callable[[
 
 
 def describe_status(status: int, oom_kills: str, stderr: str) -> "tuple[str, str]":
-    """(rejection code, reason) of a wait status; ("", "") for success. `oom_kills` says how the kernel's count of kills
-    for memory grew meanwhile, "" where it did not."""
+    """(rejection code, reason) of a wait status; ("", "") for success. `oom_kills`: see
+    `kills_text`."""
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
         return "", ""
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

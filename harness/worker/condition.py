@@ -47,8 +47,9 @@ def parse_pressure(text: str) -> "int | None":
     return int(found.group(1)) if found else None
 
 
-def _swapped_pages() -> "int | None":
-    pages = re.findall(r"^pswp(?:in|out) ([0-9]{1,18})$", read_text(PROC + "/vmstat") or "", re.MULTILINE)
+def parse_swapped(text: str) -> "int | None":
+    """Pages that were swapped in or out since boot, of /proc/vmstat."""
+    pages = re.findall(r"^pswp(?:in|out) ([0-9]{1,18})$", text, re.MULTILINE)
     return sum(int(page) for page in pages) if pages else None
 
 
@@ -160,7 +161,7 @@ class Watch:
         events = _overcurrent()
         if events[0] is None or events[1] is None:
             events = [None, None, None]
-        return found + [_swapped_pages(), throttle_count()] + events
+        return found + [parse_swapped(read_text(PROC + "/vmstat") or ""), throttle_count()] + events
 
     def _locked(self) -> "int | None":
         """The frequency that the cores should have, kHz: known where the governor is `performance`."""

@@ -3,16 +3,19 @@
 import array
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from edgesdk.harness.worker import blocks, child, count, store, timing
+from edgesdk.harness.worker.system import read_text
 
 ROUND_INTEGERS = ("count", "batch", "p50_ns")
 LOADING = ("cold_load_ns", "first_inference_ns")
 MEMORY_KEYS = ("peak_rss", "anon", "file", "pss", "arena", "cgroup_peak", "nvmap")
 MOST_WARM_LOADS = 100
+ALL_CORES = re.compile(r"^cpu((?: +[0-9]{1,18}){8})(?![0-9])")
 COUNTED_INPUTS = 4
 COUNTED_INPUTS_THAT_DIFFER = 8
 
@@ -79,6 +82,17 @@ def bench_limit(profile: "dict[str, Any]", per_inference_s: float) -> float:
     predicted = profile["max_warmup_seconds"] + profile["window_seconds"]
     predicted += (profile["min_samples"] + profile["warmup_iterations"]) * per_inference_s
     return float(120 + 3 * predicted)
+
+
+def evaluation_limit(n: int, per_inference_s: float) -> float:
+    """Seconds after which a run over n evaluation inputs is overdue."""
+    return 120 + 3 * per_inference_s * n
+
+
+def counted_rows(n: int, work: str, seed: int) -> "list[int]":
+    """Which of n golden inputs a counted round takes, in order: more of them where the work depends on the input (its
+    real length)."""
+    return timing.seeded_order(n, seed)[: COUNTED_INPUTS_THAT_DIFFER if work == "per_input" else COUNTED_INPUTS]
 
 
 def _is_whole(value: "Any") -> bool:
@@ -195,12 +209,8 @@ class Candidate:
         return record
 
     def counted(self, seed: int, plugin: str, counts: str, limit_s: float) -> "dict[str, Any]":
-        """One counted round under qemu-user's plugin; `counts` is the file for the plugin's raw lines.
-
-        Where the work depends on the input (its real length), more inputs are counted.
-        """
-        most = COUNTED_INPUTS_THAT_DIFFER if self.document.get("work") == "per_input" else COUNTED_INPUTS
-        rows = timing.seeded_order(self.n, seed)[:most]
+        """One counted round under qemu-user's plugin; `counts` is the file for the plugin's raw lines."""
+        rows = counted_rows(self.n, self.document["work"], seed)
         with open(self.golden_inputs, "rb") as stream:
             data = blocks.take_rows(stream.read(), self.document["inputs"], self.n, rows)
         inputs = os.path.join(self.work, "count.bin")
@@ -233,13 +243,16 @@ class RoundFailed(Exception):
 
 def busy_seconds() -> float:
     """CPU seconds that all cores spent on processes since boot (0 where /proc/stat cannot be read)."""
-    try:
-        with open("/proc/stat") as stream:
-            fields = [int(word) for word in stream.readline().split()[1:9]]
-        user, nice, system, _idle, _wait, irq, softirq, _steal = fields
-        return (user + nice + system + irq + softirq) / float(os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError):
-        return 0.0
+    return (parse_busy(read_text("/proc/stat", 1024) or "") or 0) / float(os.sysconf("SC_CLK_TCK"))
+
+
+def parse_busy(text: str) -> "int | None":
+    """Clock ticks that all cores spent on processes since boot, by the first line of /proc/stat."""
+    found = ALL_CORES.match(text)
+    if found is None:
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, _steal = map(int, found.group(1).split())
+    return user + nice + system + irq + softirq
 
 
 def read_samples(path: str) -> "list[int]":

@@ -17,6 +17,12 @@ NO_EDGES = "trtexec does not tell on a clock of this board when its window start
 EMULATED_GPU_ROWS = 2
 
 
+def golden_rows(n: int, most: int) -> "list[int]":
+    """At most so many of n golden rows, evenly spread."""
+    chosen = min(n, most)
+    return [row * n // chosen for row in range(chosen)]
+
+
 class Steps(ABC):
     """The steps of a job. Candidates go by their number; names of raw files are kept in their records.
 
@@ -60,23 +66,21 @@ class Steps(ABC):
         candidate = self.candidates[index]
         if candidate.failed:
             return
-        n, inputs = candidate.n, candidate.golden_inputs
+        n, inputs, tensors = candidate.n, candidate.golden_inputs, candidate.document["outputs"]
         expected = {side: store.read_bytes(path) for side, path in candidate.golden_outputs.items()}
         most = EMULATED_GOLDEN_ROWS if self.specs[index].get("countable", True) else EMULATED_GPU_ROWS
-        if self.job["mode"] == "counted" and n > most:
-            rows = [row * n // most for row in range(most)]
-            with open(inputs, "rb") as stream:
-                some = blocks.take_rows(stream.read(), candidate.document["inputs"], n, rows)
+        if self.job["mode"] == "counted":
+            rows = golden_rows(n, most)
+            some = blocks.take_rows(store.read_bytes(inputs), candidate.document["inputs"], n, rows)
             inputs = os.path.join(candidate.work, "golden.bin")
             store.write_atomic(inputs, some)
-            tensors = candidate.document["outputs"]
             expected = {side: blocks.take_rows(data, tensors, n, rows) for side, data in expected.items()}
-            n = most
+            n = len(rows)
         outputs = candidate.outputs(inputs, n, GOLDEN_LIMIT_S, "golden check")
         if outputs is None:
             return
         data, seconds = outputs
-        tensors, floats = candidate.document["outputs"], expected.get("floats")
+        floats = expected.get("floats")
         verdict = blocks.judge(candidate.tolerance, expected["outputs"], data, tensors, n, floats)
         reason = verdict.pop("reason")
         candidate.record["golden"] = verdict
@@ -91,7 +95,7 @@ class Steps(ABC):
             return
         inputs = os.path.join(self.state, "blobs", store.digest_name(evaluation["sha256"]))
         n = int(evaluation["n"])
-        outputs = candidate.outputs(inputs, n, 120 + 3 * self.speeds[index] * n, "evaluation")
+        outputs = candidate.outputs(inputs, n, rounds.evaluation_limit(n, self.speeds[index]), "evaluation")
         if outputs is None:
             return
         name = f"c{index}-evaluation.bin"

@@ -56,6 +56,11 @@ def seeded_order(n: int, seed: int) -> "list[int]":
     return order
 
 
+def round_order(candidates: "list[int]", seed: int, number: int) -> "list[int]":
+    """The order in which candidates take part in round `number`."""
+    return [candidates[place] for place in seeded_order(len(candidates), seed * 1000003 + number)]
+
+
 def is_steady(durations: "list[int]", block: int, percent: float = STEADY_PERCENT) -> bool:
     """Medians of the last two blocks differ by less than `percent`."""
     if len(durations) < 2 * block:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from edgesdk.harness.worker import child, facts, parallel, ready, rounds, store, timed, tuning
+from edgesdk.harness.worker import child, facts, parallel, ready, rounds, store, timed, timing, tuning
 from edgesdk.harness.worker.journal import Journal
 from edgesdk.harness.worker.result import write_result
 from edgesdk.harness.worker.steps import Steps
@@ -192,8 +192,7 @@ class _Job(Steps):
                 # More rounds, up to the profile's number, for candidates whose interval is still too wide.
                 order = [index for index in order if self.is_wide(index)]
                 self.total += len(order)
-            random.Random(self.job["seed"] * 1000003 + round_index).shuffle(order)
-            for index in order:
+            for index in timing.round_order(order, self.job["seed"], round_index):
                 self.enter("round {} {}".format(round_index + 1, self.specs[index]["name"]))
                 if not self.candidates[index].failed:
                     self._once(f"c{index}-round{round_index}", self.timed_round, index, round_index, timer)

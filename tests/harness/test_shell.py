@@ -417,7 +417,7 @@ def test_stop_ends_the_program(bare: Board, tmp_path: Path) -> None:
 
 
 ASKED = [Step(f"c0-{name}", 1, "x", (), writes=f"c0-{name}.bin", most_bytes=100) for name in ("golden", "round0")]
-PATHS = ("/proc/uptime", "/proc/stat", "/proc/vmstat", "/proc/meminfo", "throttled", "date", "disk", "cpus",
+PATHS = ("/proc/uptime", "/proc/vmstat", "/proc/meminfo", "throttled", "date", "disk", "cpus",
          "/proc/pressure/cpu", "/sys/class/thermal/thermal_zone0/temp", "/proc/cpuinfo")
 NUMBERS = st.integers(0, 10**20).map(str)
 LINES = st.one_of(
@@ -491,7 +491,7 @@ def test_an_unknown_load_is_none_and_labelled(
     """Not 0, which would say that the board was idle."""
     for clocks in ("", "1\n2\n3\n4\n5\n6\n7\n8", "1.0 1\ncpu 1 1 1 1 1 1 1 1\n?\n?\n" * 2):
         seen = snapshot.surroundings({}, {}, clocks)
-        assert (seen["other_cpu"], seen["wall_s"], seen["cpu_s"]) == (None, None, None)
+        assert (seen["other_cpu"], seen["wall_s"]) == (None, None)
     monkeypatch.setattr(snapshot, "_clocks", lambda text: None)
     document = run(bare, target, tmp_path, runner())
     assert document["valid"] and "load_unknown" in document["latency_ms"]["labels"]
@@ -509,7 +509,7 @@ def test_surroundings_are_differences() -> None:
     after = {"/proc/vmstat": "pswpin 1\npswpout 5", "throttled": "throttled=0xd0008", "/proc/pressure/cpu":
              "some avg10=0 total=3000000", "/sys/class/thermal/thermal_zone0/temp": "61000"}
     seen = snapshot.surroundings(before, after, clocks)
-    assert (seen["wall_s"], seen["cpu_s"], seen["other_cpu"]) == (10.0, 4.5, 0.15)
+    assert (seen["wall_s"], seen["other_cpu"]) == (10.0, 0.15)  # 6 s busy, 4.5 s of them the program's own
     assert (seen["swapped_pages"], seen["psi_cpu"], seen["psi_io"]) == (3, 0.2, None)
     assert (seen["throttled_before"], seen["throttled_now"], seen["throttled_new"]) == (0x50000, 8, 0x80008)
     assert (seen["temperature_start_c"], seen["temperature_end_c"]) == (45.0, 61.0)

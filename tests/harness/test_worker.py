@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from edgesdk.harness.pack import pack_worker
 from edgesdk.harness.protocol import PROFILES, interval
-from edgesdk.harness.worker import blocks, child, count, facts, result, rounds, store, timing
+from edgesdk.harness.worker import blocks, child, count, facts, result, rounds, steps, store, timing
 
 FOLDER = files("edgesdk.harness.worker")
 SOURCES = {entry.name: entry.read_text() for entry in FOLDER.iterdir() if entry.name.endswith(".py")}
@@ -247,6 +247,28 @@ def test_order_is_seeded() -> None:
     """Equal seeds, equal orders; every input takes part."""
     assert timing.seeded_order(32, 1) == timing.seeded_order(32, 1) != timing.seeded_order(32, 2)
     assert sorted(timing.seeded_order(32, 1)) == list(range(32))
+
+
+def test_both_workers_take_these_rows_in_this_order() -> None:
+    """Golden rows evenly spread; more counted inputs where they differ; every candidate once in every round."""
+    assert steps.golden_rows(32, 8) == list(range(0, 32, 4)) and steps.golden_rows(7, 2) == [0, 3]
+    assert steps.golden_rows(3, 8) == [0, 1, 2] and steps.golden_rows(0, 8) == []
+    order = timing.seeded_order(32, 5)
+    assert rounds.counted_rows(32, "constant", 5) == order[:4] and rounds.counted_rows(32, "per_input", 5) == order[:8]
+    found = [timing.round_order([2, 5, 7, 9], 1, number) for number in range(20)]
+    assert found == [timing.round_order([2, 5, 7, 9], 1, number) for number in range(20)]
+    assert all(sorted(order) == [2, 5, 7, 9] for order in found) and len({tuple(order) for order in found}) > 5
+
+
+@pytest.mark.parametrize(
+    ("text", "ticks"),
+    [("cpu  1 2 4 800 1600 8 16 3200 0 0\ncpu0 9", 31), ("cpu 1 2 4 800 1600 8 16 3200", 31), ("", None),
+     ("cpu0 1 2 4 800 1600 8 16 3200", None), ("cpu 1 2 4 800 1600 8 16", None), ("cpu 1 2 4 800 1600 8 16 x", None),
+     (f"cpu 1 2 4 800 1600 8 16 {'9' * 19}", None)],
+)
+def test_busy_ticks(text: str, ticks: int | None) -> None:
+    """User, nice, system and interrupts: neither idle nor waiting nor stolen."""
+    assert rounds.parse_busy(text) == ticks
 
 
 def test_steadiness_is_by_the_given_percent() -> None:
