@@ -1,11 +1,13 @@
 """Benchmarks made of parts: each is kept as soon as it is done, so that a run that was stopped goes on where it was.
 
 A part is kept with the state that it was made in (commit, machine, versions, weights, command); the document says which
-parts were made in another one than its own. A part that fails when it is run again keeps what it had.
+parts were made in another one than its own. A part that was not run here stays in the document as it is there, with its
+state: a fresh clone that runs one part keeps the others. So does a part that fails when it is run again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import time
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _results
 from _results import figure, machine, versions, write_result
 
 from edgesdk.cli.output import say
@@ -57,6 +60,18 @@ def commit() -> str:
     return f"{found}-dirty" if found and same.returncode else found
 
 
+def parse(parser: argparse.ArgumentParser, names: Sequence[str]) -> tuple[argparse.Namespace, list[str] | None]:
+    """Parse a command that has parts; also gives `wanted` of `run_parts`."""
+    parser.add_argument("--only", help="parts, separated by commas: " + ", ".join(names))
+    parser.add_argument("--again", action="store_true", help="run parts that are kept already once more")
+    options = parser.parse_args()
+    wanted = options.only.split(",") if options.only else None
+    unknown = [part for part in wanted or [] if part not in names]
+    if unknown:
+        parser.error(f"unknown parts: {', '.join(unknown)}")
+    return options, wanted
+
+
 def run_parts(
     name: str, parts: Mapping[str, Part], wanted: Sequence[str] | None, again: bool = False, arguments: str = ""
 ) -> None:
@@ -67,7 +82,7 @@ def run_parts(
     kept = ROOT / ".edgesdk" / f"benchmark-{name}"
     for part in parts if wanted is None else wanted:
         path = kept / f"{part}.json"
-        if path.exists() and wanted is None and not again:
+        if wanted is None and not again and _kept(path):
             say(f"{part}: kept")
             continue
         say(f"{part}: running")
@@ -75,7 +90,8 @@ def run_parts(
         try:
             figures, tables = parts[part].run()
         except Missing as problem:
-            say(f"{part}: {problem}" + ("; what it had is kept" if path.exists() else ""))
+            had = _kept(path) or _carried(_document(name), part)
+            say(f"{part}: {problem}" + ("; what it had is kept" if had else ""))
             write_atomic(path.with_suffix(".reason"), str(problem).encode())
             continue
         seconds = round(time.monotonic() - started, 1)
@@ -87,25 +103,50 @@ def run_parts(
 
 
 def write(name: str, parts: Mapping[str, Part], command: str) -> None:
-    """Write the document from the parts that are kept. Its `parts` hold the seconds and the state of each, in what that
-    `differs` from the state of the document, and why it `failed` when it was run once more."""
-    kept = ROOT / ".edgesdk" / f"benchmark-{name}"
+    """Write the document from the parts that are kept here, and of the others what the document says already. Each
+    figure and table names its part. `parts` hold the seconds and the state of each, in what that `differs` from the
+    state of the document, and why it `failed` when it was run once more."""
+    kept, before = ROOT / ".edgesdk" / f"benchmark-{name}", _document(name)
     figures: Entries = []
     tables: Entries = []
     states: dict[str, dict[str, Any]] = {}
     for part, made in parts.items():
         path = kept / f"{part}.json"
         why = path.with_suffix(".reason")
-        if path.exists():
-            found = json.loads(path.read_bytes())
-            figures += found["figures"]
-            tables += found["tables"]
-            now, then = made.state(command), found.get("state", {})
-            differs = [key for key in now if now[key] != then.get(key)]
-            states[part] = {"seconds": found["seconds"], **then, "differs": differs}
-            if why.exists():
-                states[part]["failed"] = why.read_text()
+        reason = why.read_text() if why.exists() else None
+        found = _kept(path) or _carried(before, part)
+        if found is None:
+            lacks = {"part": part, "reason": reason or f"run it with --only {part}"}
+            figures += [figure(title, None, "", goal) | lacks for title, goal in made.promised]
             continue
-        reason = why.read_text() if why.exists() else f"run it with --only {part}"
-        figures += [figure(title, None, "", goal) | {"reason": reason} for title, goal in made.promised]
+        figures += [entry | {"part": part} for entry in found["figures"]]
+        tables += [entry | {"part": part} for entry in found["tables"]]
+        now, then = made.state(command), found.get("state", {})
+        differs = [key for key in now if now[key] != then.get(key)]
+        states[part] = {"seconds": found["seconds"], **then, "differs": differs}
+        failed = reason or found.get("failed")
+        if failed:
+            states[part]["failed"] = failed
     write_result(name, figures, command, extra={"tables": tables, "commit": commit(), "parts": states})
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What a part left here; None where it was not run, or left what has not the form of a part."""
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return found if "tables" in found else None
+
+
+def _document(name: str) -> dict[str, Any]:
+    """What the benchmark wrote last, here or elsewhere; empty where it never did."""
+    path = _results.FOLDER / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return found
+
+
+def _carried(document: Mapping[str, Any], part: str) -> dict[str, Any] | None:
+    """A part as a document has it, in the form in which it is kept; None where the document does not have it."""
+    if part not in document.get("parts", {}):
+        return None
+    entries = {key: [entry for entry in document[key] if entry.get("part") == part] for key in ("figures", "tables")}
+    state = {key: value for key, value in document["parts"][part].items() if key != "differs"}
+    return {**entries, "seconds": state.pop("seconds"), "failed": state.pop("failed", None), "state": state}

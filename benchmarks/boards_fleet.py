@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from _parts import Missing
 from boards_host import demo_artifact, loopback
 
 from edgesdk.harness import emulate
@@ -69,7 +70,7 @@ def many(names: list[str]) -> dict[str, Any]:
                 for number in range(BOARDS):
                     emulate.stop(f"rpi5-{number:02d}-emulated")
     if overdue or process.returncode:
-        return {names[0]: (None, False, "unmeasured", {"reason": overdue or error.strip()[-300:]})}
+        raise Missing(overdue or error.strip()[-300:])
     found = json.loads(out.strip().splitlines()[-1])
     peak, counts = found["peak"] / 1e6, found["instructions"]
     whole = len(counts) == BOARDS and None not in counts and not found["reasons"]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from _parts import Missing
+
 from edgesdk.converters import converter
 from edgesdk.demo import package_path
 from edgesdk.files import sha256_bytes
@@ -182,10 +184,11 @@ def intrusion(names: list[str]) -> dict[str, Any]:
     assert document["rounds"] and not any("E_CRASH" in text for text in document["reasons"]), document["reasons"]
     energy = document["energy_mj"]
     found = energy.get("sampler") or {}
-    value = found.get("value")
-    percent = None if value is None else 100 * value
-    more = {"pairs": found.get("pairs"), "best": found.get("best"), "worst": found.get("worst"),
+    if found.get("value") is None:
+        raise Missing(f"the sampler's cost was not found: {energy.get('reason') or 'no window without it'}")
+    percent = 100 * found["value"]
+    more = {"pairs": found["pairs"], "best": found["best"], "worst": found["worst"],
             "period_ms": energy.get("period_ms"), "energy_provenance": energy["provenance"],
-            "reason": energy.get("reason"), "note": "the chip is files in a folder: no I2C transfer",
+            "note": "the chip is files in a folder: no I2C transfer",
             "valid": document["valid"], "reasons": document["reasons"]}
-    return {names[0]: (percent, percent is not None and percent <= 1, "measured", more)}
+    return {names[0]: (percent, percent <= 1, "measured", more)}

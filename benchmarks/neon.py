@@ -28,7 +28,7 @@ import neon_profile
 import neon_vm
 import neon_x86
 import torch
-from _parts import Found, Missing, Part, run_parts
+from _parts import Found, Missing, Part, parse, run_parts
 from _results import figure
 from neon_loops import PROMISED, loop_figures
 from neon_sparse import sparse_figures
@@ -102,16 +102,9 @@ def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
 def main() -> None:
     """Run parts, write `results/neon.json`."""
     with tempfile.TemporaryDirectory(prefix="edgesdk-neon-bench-") as name:
-        names = list(parts_of(None, Path(name)))
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--trained", type=Path, metavar="FOLDER", help="the fine-tuned model of neon_trained.py")
-        parser.add_argument("--only", help="parts, separated by commas: " + ", ".join(names))
-        parser.add_argument("--again", action="store_true", help="run parts that are kept already once more")
-        options = parser.parse_args()
-        wanted = options.only.split(",") if options.only else None
-        unknown = [part for part in wanted or [] if part not in names]
-        if unknown:
-            parser.error(f"unknown parts: {', '.join(unknown)}")
+        options, wanted = parse(parser, list(parts_of(None, Path(name))))
         torch.set_num_threads(1)  # the last bits of calibrated scales do not depend on the machine's load
         arguments = "--trained FOLDER" if options.trained else ""
         run_parts("neon", parts_of(options.trained, Path(name)), wanted, options.again, arguments)

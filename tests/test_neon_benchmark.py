@@ -184,3 +184,50 @@ def test_a_part_of_another_state_is_marked(tmp_path: Path, monkeypatch: pytest.M
     kept.write_text(json.dumps({"figures": [], "tables": [], "seconds": 1.0}))
     parts.write("trial", {"one": parts.Part(good)}, "python benchmarks/trial.py")
     assert "commit unknown" in page._part("one", document()["parts"]["one"])
+
+
+def test_a_part_that_was_not_run_here_stays_with_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh clone, which has the document and nothing that is kept."""
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+
+    def found(value: float, title: str) -> Any:
+        return lambda: ([results.figure(title, value, "s")], [{"title": title, "columns": ["a"], "rows": [[value]]}])
+
+    def bad() -> Any:
+        raise parts.Missing("no board")
+
+    def document() -> Any:
+        return json.loads((tmp_path / "results/trial.json").read_text())
+
+    monkeypatch.setattr(parts, "commit", lambda: "0123456789ab")
+    monkeypatch.setattr(parts, "machine", lambda: "another machine")
+    first = {"one": parts.Part(found(1.0, "x")), "gone": parts.Part(found(2.0, "y"))}
+    parts.run_parts("trial", first, None)
+    shutil.rmtree(tmp_path / ".edgesdk")
+    monkeypatch.undo()
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    table = {"one": first["one"], "two": parts.Part(found(3.0, "z")), "three": parts.Part(bad, [("w", "≤ 4")])}
+    parts.run_parts("trial", table, ["two"])
+    assert [(entry["figure"], entry["value"], entry["part"]) for entry in document()["figures"]] == [
+        ("x", 1.0, "one"), ("z", 3.0, "two"), ("w", None, "three"),
+    ]
+    assert [(entry["title"], entry["part"]) for entry in document()["tables"]] == [("x", "one"), ("z", "two")]
+    state = document()["parts"]["one"]
+    assert (state["commit"], state["machine"]) == ("0123456789ab", "another machine")
+    assert state["differs"] == ["commit", "machine"] and document()["parts"]["two"]["differs"] == []
+    again = document()
+    parts.run_parts("trial", table, [])
+    assert document() == again, "what was carried once is carried again"
+
+    parts.run_parts("trial", table | {"one": parts.Part(bad)}, ["one"])
+    assert document()["figures"] == again["figures"] and document()["parts"]["one"]["failed"] == "no board"
+    shutil.rmtree(tmp_path / ".edgesdk")
+    (tmp_path / ".edgesdk/benchmark-trial").mkdir(parents=True)
+    (tmp_path / ".edgesdk/benchmark-trial/one.json").write_text('{"figures": {}, "seconds": 1.0}')
+    parts.run_parts("trial", table, [])
+    assert document()["figures"] == again["figures"], "what has not the form of a part is none"
+    assert document()["parts"]["one"] == state | {"failed": "no board"}
+    parts.run_parts("trial", table, ["one"])
+    assert document()["parts"]["one"]["differs"] == [] and "failed" not in document()["parts"]["one"]
