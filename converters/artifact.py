@@ -116,6 +116,8 @@ def tolerance(scheme: str) -> tuple[str, float, float | None, float | None]:
     """The tolerance of a scheme (see the module's text) as (kind, limit, labels_equal, noise_db) of `Golden`."""
     if scheme == "fp32":
         return "max_abs", 1e-4, None, None
+    if scheme == "fp16":
+        return "sqnr_db", 30.0, None, None
     return ("sqnr_db", 20.0, 0.98, None) if scheme.endswith("-dynamic") else ("sqnr_db", 30.0, None, 6.0)
 
 

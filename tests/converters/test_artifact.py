@@ -148,7 +148,8 @@ def _artifact_with(data: bytes, folder: Path) -> Artifact:
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [("fp32", ("max_abs", 1e-4, None, None)), ("w8a8", ("sqnr_db", 30.0, None, 6.0)),
-     ("w8a8-dynamic", ("sqnr_db", 20.0, 0.98, None)), ("w4a8", ("sqnr_db", 30.0, None, 6.0))],
+     ("w8a8-dynamic", ("sqnr_db", 20.0, 0.98, None)), ("w4a8", ("sqnr_db", 30.0, None, 6.0)),
+     ("fp16", ("sqnr_db", 30.0, None, None))],
 )
 def test_tolerance_belongs_to_the_scheme(scheme: str, expected: tuple[str, float, float | None, float | None]) -> None:
     assert tolerance(scheme) == expected
