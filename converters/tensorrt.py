@@ -11,6 +11,7 @@ Quantized packages are refused: TensorRT's Q/DQ take symmetric int8 activations,
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, Golden, tolerance, write_artifact
 from edgesdk.converters.base import Outlined, golden, input_tensors, output_tensors
-from edgesdk.converters.tensorrt_norm import scaled_norms
+from edgesdk.converters.tensorrt_norm import scalar, scaled_norms
 from edgesdk.files import sha256_bytes
 from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
@@ -54,7 +55,7 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
     (folder / "model.onnx").write_bytes(lowered(package.graph, package.sequence))
     whole, inputs, outputs, _ = golden(package)
     tensors = tuple(
-        type(tensor)(tensor.name, "int32" if tensor.dtype == "int64" else tensor.dtype, tensor.shape)
+        replace(tensor, dtype="int32" if tensor.dtype == "int64" else tensor.dtype)
         for tensor in input_tensors(package)
     )
     artifact = Artifact(
@@ -71,24 +72,19 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
 def lowered(graph: bytes, sequence: int) -> bytes:
     """The graph for TensorRT: opset 17, batch 1, `sequence` tokens, int32 inputs, float16 inside."""
     model = onnx.load_from_string(graph)
-    scaled = scaled_norms(list(model.graph.node), model.graph)
-    nodes = [made for node in scaled for made in _lower(node, model.graph)]
+    nodes = [made for node in scaled_norms(model.graph) for made in _lower(node, model.graph)]
     renamed: dict[str, str] = {}
     before, after = [], []
     for value in model.graph.input:
+        _fix(value, sequence)
         kind = value.type.tensor_type
-        for extent in kind.shape.dim:
-            if extent.dim_param:
-                extent.dim_value = sequence if extent.dim_param == "sequence" else 1
         if kind.elem_type == TensorProto.INT64:
             kind.elem_type = TensorProto.INT32
         else:
             renamed[value.name] = f"{value.name}.half"
             before.append(_cast(value.name, renamed[value.name], TensorProto.FLOAT16))
     for value in model.graph.output:
-        for extent in value.type.tensor_type.shape.dim:
-            if extent.dim_param:
-                extent.dim_value = sequence if extent.dim_param == "sequence" else 1
+        _fix(value, sequence)
         renamed[value.name] = f"{value.name}.half"
         after.append(_cast(renamed[value.name], value.name, TensorProto.FLOAT))
     for node in nodes:
@@ -104,6 +100,13 @@ def lowered(graph: bytes, sequence: int) -> bytes:
     whole = helper.make_model(inside, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString(deterministic=True))
+
+
+def _fix(value: onnx.ValueInfoProto, sequence: int) -> None:
+    """Give the symbolic extents of an input or output their sizes."""
+    for extent in value.type.tensor_type.shape.dim:
+        if extent.dim_param:
+            extent.dim_value = sequence if extent.dim_param == "sequence" else 1
 
 
 def _lower(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -122,11 +125,7 @@ def _gelu(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     x, y = node.input[0], node.output[0]
 
     def constant(value: float) -> str:
-        data = np.array(value, np.float32)
-        text = f"gelu.{sha256_bytes(data.tobytes())[:8]}"
-        if all(entry.name != text for entry in graph.initializer):
-            graph.initializer.append(numpy_helper.from_array(data, text))
-        return text
+        return scalar(graph, f"gelu.{sha256_bytes(np.float32(value).tobytes())[:8]}", value)
 
     made: list[onnx.NodeProto] = []
 

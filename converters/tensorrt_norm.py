@@ -13,15 +13,15 @@ from onnx import helper, numpy_helper
 FLOOR = 2.0**-14  # the least normal float16: rows of zeros are divided by it
 
 
-def scaled_norms(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes with every RMSNorm (`GraphWriter.rms_norm`) scaled by the largest of its row; constants that it needs
-    are added to the graph."""
+def scaled_norms(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of a graph, every RMSNorm (`GraphWriter.rms_norm`) scaled by the largest of its row; constants that it
+    needs are added to the graph."""
     readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
+    for node in graph.node:
         for text in node.input:
             readers.setdefault(text, []).append(node)
     made: list[onnx.NodeProto] = []
-    for node in nodes:
+    for node in graph.node:
         norm = _norm_of(node, readers)
         made += [node] if norm is None else _scaled(node, *norm, graph)
     return made
@@ -57,18 +57,19 @@ def _scaled(
         made.append(helper.make_node(op, inputs, [f"{y}.{part}"], name=f"{y}.{part}", **attributes))
         return f"{y}.{part}"
 
-    def constant(text: str, value: float) -> str:
-        if text not in constants:
-            graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), text))
-            constants[text] = graph.initializer[-1]
-        return text
-
     largest = step("ReduceMax", [step("Abs", [x], "size")], "largest", axes=[-1], keepdims=1)
-    scale = step("Max", [largest, constant("norm.floor", FLOOR)], "scale")
+    scale = step("Max", [largest, scalar(graph, "norm.floor", FLOOR)], "scale")
     row = step("Div", [x, scale], "scaled")
     # √ε / m squared: m² itself may be too large, and ε too small, for float16.
-    part = step("Div", [constant(f"norm.root.{epsilon:g}", epsilon**0.5), scale], "shift.root")
+    part = step("Div", [scalar(graph, f"norm.root.{epsilon:g}", epsilon**0.5), scale], "shift.root")
     shifted.input[at] = step("Mul", [part, part], "shift")
     square.input[:] = [row, row]
     normal.input[0] = row
     return [*made, square]
+
+
+def scalar(graph: onnx.GraphProto, name: str, value: float) -> str:
+    """`name`, by which the graph holds this float32 constant: once, however often it is asked for."""
+    if all(entry.name != name for entry in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    return name
