@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from edgesdk.converters.integer_share import INTEGER_FORMS
 from edgesdk.converters.neon.generic import Generic
 from edgesdk.converters.neon.plan import Attend, Dense, Plan, Step
 
@@ -21,7 +22,6 @@ CALL = 32.0  # of an element whose expression calls a function of libm
 INT8, FLOAT, ATTENTION = 0.075, 0.30, 0.45  # a multiply-accumulate of a linear layer or of attention
 ELEMENT = 8.0  # of any other step
 CALLS = re.compile(r"\b(?:cos|erf|exp|log|pow|sin|tanh)f\(")
-INTEGER_FORMS = ("w8a8", "w8a8-dynamic")
 
 
 def instructions(step: Step) -> float:

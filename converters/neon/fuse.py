@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.converters.front import Encoding
+from edgesdk.converters.integer_share import INTEGER_FORMS
 from edgesdk.converters.neon.plan import (
     Activate,
     Attend,
@@ -115,7 +116,7 @@ def quantize(steps: list[Step]) -> list[Step]:
             rewritten.append(Lookup(bytes_out, entries))
             packed[step.result.name, encoding] = bytes_out
             continue
-        if not isinstance(step, Dense) or step.linears[0].form not in ("w8a8", "w8a8-dynamic"):
+        if not isinstance(step, Dense) or step.linears[0].form not in INTEGER_FORMS:
             rewritten.append(step)
             continue
         source, encoding_in = step.source, step.linears[0].input

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgesdk.converters.front import Encoding, Linear
+from edgesdk.converters.integer_share import INTEGER_FORMS
 from edgesdk.converters.neon.fuse import uses
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import ALIGN, round_up
@@ -153,7 +154,7 @@ def align_panels(steps: list[Step], kernels: KernelSet) -> list[Step]:
 
 
 def _worth_aligning(linears: tuple[Linear, ...], kernels: KernelSet) -> bool:
-    if linears[0].form not in ("w8a8", "w8a8-dynamic") or not any(len(one.weight) % kernels.nr for one in linears[:-1]):
+    if linears[0].form not in INTEGER_FORMS or not any(len(one.weight) % kernels.nr for one in linears[:-1]):
         return False
     return any(pack_blocks(linear.weight, kernels).left_out >= sparse_from(kernels) for linear in linears)
 
