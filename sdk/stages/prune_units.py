@@ -22,7 +22,6 @@ from edgesdk.package import Package
 from edgesdk.stages import importance
 from edgesdk.stages.base import Change, Context, Options, Outline, Stage, scope_matches
 from edgesdk.stages.units import (
-    NEURONS,
     Kind,
     Weights,
     columns_name,
@@ -85,8 +84,6 @@ class PruneUnits(Stage):
     def requires(self, outline: Outline) -> list[str]:
         if outline.scheme != "fp32":
             return [f"it prunes fp32 packages, this one is {outline.scheme}; put it before the quantize stage"]
-        if self.kind is NEURONS and outline.spec.activation == "swiglu":
-            return ["neurons of SwiGLU have two rows of weights: not built yet; prune.weights works on them"]
         try:
             units = self._units(outline)
         except StageError as problem:

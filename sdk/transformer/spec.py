@@ -105,8 +105,9 @@ class TransformerSpec:
     def rope_base(self) -> float | None:
         """Base of the rotary positions; None where positions are a table or come with the input."""
         embedding = self.embedding
-        rotary = isinstance(embedding, TokenEmbedding) and embedding.positions == "rope"
-        return embedding.rope_base if isinstance(embedding, TokenEmbedding) and rotary else None
+        if isinstance(embedding, TokenEmbedding) and embedding.positions == "rope":
+            return embedding.rope_base
+        return None
 
     def stored(self, name: str) -> str:
         """Under which name a weight or linear layer is stored: `layers.3.ffn.up` is `layers.0.ffn.up` where layer 3

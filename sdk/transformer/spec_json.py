@@ -56,7 +56,7 @@ def from_json(document: Any, where: str = "transformer.json") -> TransformerSpec
             fields["passes"] = tuple(_typed(fields["passes"], list))
         if "sparse" in fields:
             fields["sparse"] = dict(_typed(fields["sparse"], dict))
-        return TransformerSpec(embedding=kind(**_integers(embedding)), layers=layers, **fields)
+        return TransformerSpec(embedding=kind(**_of_their_types(embedding)), layers=layers, **fields)
     except EdgeSDKError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
@@ -71,7 +71,7 @@ def _layer(document: Any) -> Layer:
     fields = dict(_typed(document, dict))
     extra: dict[str, Any] = {}
     if "ranks" in fields:
-        extra["ranks"] = _integers(_typed(fields.pop("ranks"), dict))
+        extra["ranks"] = _of_their_types(_typed(fields.pop("ranks"), dict))
     if "gate" in fields:
         extra["gate"] = _typed(fields.pop("gate"), bool)
     if fields.get("exit") is not None:
@@ -79,7 +79,7 @@ def _layer(document: Any) -> Layer:
     for key in ("share", "exit"):
         if key in fields and fields[key] is None:
             del fields[key]
-    return Layer(**_integers(fields), **extra)
+    return Layer(**_of_their_types(fields), **extra)
 
 
 def _typed(value: Any, expected: type[Any]) -> Any:
@@ -88,8 +88,13 @@ def _typed(value: Any, expected: type[Any]) -> Any:
     return value
 
 
-def _integers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse sizes that are not integers (True is not 1 here), so that arithmetic on them is safe."""
+def _of_their_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, where each has its type: texts, flags, the float `rope_base`, and else integers (True is not 1 here),
+    so that arithmetic on them is safe.
+
+    Raises:
+        ValueError: a field has another type; it is named.
+    """
     texts, flags, numbers = ("kind", "project", "positions"), ("cls", "norm", "distillation"), ("rope_base",)
     for key, value in values.items():
         allowed: type = str if key in texts else bool if key in flags else float if key in numbers else int
