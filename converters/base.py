@@ -108,20 +108,26 @@ def golden(package: Package) -> tuple[Golden, Arrays, Arrays, Arrays]:
     return replace(expected, floats="golden/float.bin"), ordered, [outputs], [samples.golden_float]
 
 
+INT8_HERE = "weights are stored as int8 here; the 4 bits are the ONNX file's"
+DENSE_HERE = "sparse weights are stored and computed dense here"
+
+
+def has_four_bits(package: Package) -> bool:
+    """Whether any weight of the package has 4 bits."""
+    return package.encodings is not None and any(entry.bits == 4 for entry in package.encodings.weights.values())
+
+
 def storage_notes(package: Package, packed: bool) -> tuple[str, ...]:
     """What an artifact's reader must know of 4-bit and sparse weights: the ONNX file keeps them small (`packed`),
     its runtime makes them int8 and dense; TFLite has them so in the file. NEON binaries keep both small."""
     notes = []
-    encodings = package.encodings
-    bits = {encoding.bits for encoding in encodings.weights.values()} if encodings is not None else set()
-    if 4 in bits:
+    if has_four_bits(package):
         notes.append(
-            "4-bit weights lie in the file; ONNX Runtime unpacks them to int8 when it loads it" if packed
-            else "weights are stored as int8 here; the 4 bits are the ONNX file's"
+            "4-bit weights lie in the file; ONNX Runtime unpacks them to int8 when it loads it" if packed else INT8_HERE
         )
     if package.spec.sparse:
         notes.append(
             "zeros are left out of the file where that is smaller; ONNX Runtime computes with dense weights" if packed
-            else "sparse weights are stored and computed dense here"
+            else DENSE_HERE
         )
     return tuple(notes)

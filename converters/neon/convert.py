@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
-from edgesdk.converters.base import Outlined, golden, input_tensors, length_input, output_tensors
+from edgesdk.converters.base import (
+    DENSE_HERE,
+    INT8_HERE,
+    Outlined,
+    golden,
+    has_four_bits,
+    input_tensors,
+    length_input,
+    output_tensors,
+)
 from edgesdk.converters.front import Graph, Linear, lower
 from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.branches import check_regions, settle
@@ -122,11 +131,10 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
 def _storage_notes(package: Package, sources: Sources) -> tuple[str, ...]:
     """How weights are stored, and what of the package's savings is lost here."""
     lost = []
-    if package.spec.sparse and not any(note.startswith("block-sparse") for note in sources.notes):
-        lost.append("sparse weights are stored and computed dense here: few blocks of the kernels are zero")
-    encodings = package.encodings.weights.values() if package.encodings is not None else ()
-    if any(entry.bits == 4 for entry in encodings) and not any(note.startswith("4-bit") for note in sources.notes):
-        lost.append("weights are stored as int8 here; the 4 bits are the ONNX file's")
+    if package.spec.sparse and not sources.blocks:
+        lost.append(f"{DENSE_HERE}: few blocks of the kernels are zero")
+    if has_four_bits(package) and not sources.multipliers:
+        lost.append(INT8_HERE)
     return (*sources.notes, *lost)
 
 

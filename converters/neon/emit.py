@@ -28,7 +28,8 @@ ROWS_BY_LENGTH, ROWS_IN_OUTPUT, ROWS_NEEDED = 0, 1, 2  # `edge_model_padding`
 class Sources:
     """File name → content; `weight_bytes` counts the packed weights, `arena_bytes` the activations, `scratch_bytes`
     what each thread but the first one needs, `token_bytes` the library's copy of its input; `notes` say how weights
-    are stored."""
+    are stored, `blocks` whether any matrix lies without its zero blocks, `multipliers` whether any matrix or table lies
+    in 4 bits."""
 
     files: dict[str, bytes]
     weight_bytes: int
@@ -36,6 +37,8 @@ class Sources:
     scratch_bytes: int
     token_bytes: int
     notes: tuple[str, ...] = ()
+    blocks: bool = False
+    multipliers: bool = False
 
 
 def emit(
@@ -111,8 +114,13 @@ def emit(
         "weights.bin": bytes(calls.weights.data) or b"\0",
     }
     tokens = 2 * round_up(8 * plan.sequence, 64)
-    notes = storage_summary(calls.matrices, sum(table is not None for table in calls.small.values()))
-    return Sources(files, len(calls.weights.data), arena, round_up(scratch, 64), tokens, notes)
+    small_tables = sum(table is not None for table in calls.small.values())
+    return Sources(
+        files, len(calls.weights.data), arena, round_up(scratch, 64), tokens,
+        notes=storage_summary(calls.matrices, small_tables),
+        blocks=any(matrix.blocks is not None for matrix in calls.matrices),
+        multipliers=small_tables > 0 or any(matrix.multipliers is not None for matrix in calls.matrices),
+    )
 
 
 def _assembly(kernels: KernelSet, weight_bytes: int) -> str:

@@ -16,8 +16,10 @@ from sample_graphs import SEQUENCE, Sample, make, sample, sqnr_db
 from test_neon_kernels import Driver, check_static_layers, driver, program, round_up, shapes
 from test_neon_models import Built
 
+from edgesdk.converters.base import input_tensors, output_tensors
 from edgesdk.converters.neon import reference, storage
 from edgesdk.converters.neon.convert import make_plan
+from edgesdk.converters.neon.emit import emit
 from edgesdk.converters.neon.kernel_sets import AARCH64, KERNEL_SETS, KernelSet
 from edgesdk.converters.neon.packing import ALIGN, ROWS, pack_a, pack_b, pad
 from edgesdk.converters.neon.plan import Attend, Dense
@@ -217,6 +219,18 @@ def test_the_form_follows_the_weights() -> None:
 
 def sparse_sample(scheme: str) -> Sample:
     return make(SPARSE, scheme, 19, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "blocks", "multipliers"),
+    [("block-sparse", "w8a8", True, False), ("block-sparse", "w4a8", True, True), ("low_rank", "w8a8", True, False),
+     ("sparse", "w8a8", False, False), ("vit", "fp32", False, False), ("sparse", "w4a8", False, True)],
+)
+def test_sources_say_how_weights_lie(kind: str, scheme: str, blocks: bool, multipliers: bool) -> None:
+    case = sparse_sample(scheme) if kind == "block-sparse" else sample(kind, scheme)
+    tensors = input_tensors(case.package()), output_tensors(case.package())
+    sources = emit(make_plan(case.graph, case.sequence), KERNEL_SETS["dotprod"], "sample", *tensors)
+    assert (sources.blocks, sources.multipliers) == (blocks, multipliers)
 
 
 def test_projections_side_by_side_begin_at_whole_panels() -> None:
