@@ -22,6 +22,7 @@ BLOCK_TILES = ("base", "dotprod", "i8mm")
 SPARSE_FROM, SPARSE_FROM_GATHERED = 0.05, 0.25
 GROUPS = (8, 16, 32, 64, 128, 256)  # inputs that may share a multiplier; what fits a group fits its halves
 LARGEST_PANEL = 96 << 10  # bytes of an unpacked panel, which lies on the stack
+DEEPEST = 8192  # inputs of a matrix of 4 bits: its sums, times 16, fit in int32 (edge_tail.h)
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ def unpack_blocks(stored: Stored, rows: int, columns: int, kernels: KernelSet) -
 
 def pack_four_bits(weight: NDArray[np.int8], kernels: KernelSet) -> Stored | None:
     """int8 [N, K] as q of 4 bits and multipliers, in the largest groups that hold it; None where there are none, or the
-    shape does not suit: pairs of k-steps lie in the bytes of one, and a panel must fit in LARGEST_PANEL."""
+    shape does not suit: pairs of k-steps lie in the bytes of one, and a panel has at most DEEPEST inputs and
+    LARGEST_PANEL bytes."""
     panels = pack_b(weight, kernels)  # [N / nr, K / kr, nr, kr]
     count, steps, depth = len(panels), panels.shape[1], panels.shape[1] * kernels.kr
-    if steps % 2 or kernels.nr * depth > LARGEST_PANEL:
+    if steps % 2 or depth > DEEPEST or kernels.nr * depth > LARGEST_PANEL:
         return None
     found = None
     for group in GROUPS:

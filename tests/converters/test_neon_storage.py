@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from sample_graphs import SEQUENCE, Sample, make, sample, sqnr_db
-from test_neon_kernels import Driver, check_static_layers, driver, program, round_up, shapes
+from test_neon_kernels import Driver, check_static_layers, driver, floats, program, round_up, shapes
 from test_neon_models import Built
 
 from edgesdk.converters.base import input_tensors, output_tensors
@@ -25,6 +25,7 @@ from edgesdk.converters.neon.packing import ALIGN, ROWS, pack_a, pack_b, pad
 from edgesdk.converters.neon.plan import Attend, Dense
 from edgesdk.converters.neon.specialize import specialize
 from edgesdk.converters.neon.storage import (
+    DEEPEST,
     Stored,
     kernel_macros,
     pack_blocks,
@@ -89,9 +90,10 @@ def four_bit_matrix(rng: np.random.Generator, n: int, k: int, group: int) -> np.
 
 
 def test_layers_of_four_bits_are_those_of_dense_weights(driver: Driver) -> None:
-    """Groups of 32 and one group a row; tails of rows, columns and groups."""
+    """Groups of 32 and one group a row; tails of rows, columns and groups; few rows, which unpack in registers."""
     rng, kernels = np.random.default_rng(11), driver.kernels
-    for index, (m, _, n) in enumerate(shapes(kernels, kernels.nr)):
+    few = [(m, 0, n) for m in (2, 3, 4, 5) for n in (1, kernels.nr, 37)]
+    for index, (m, _, n) in enumerate([*shapes(kernels, kernels.nr), *few]):
         k = (32, 64, 96, 128)[index % 4]
         x = rng.integers(-128, 128, (m, k)).astype(np.int8)
         weight = four_bit_matrix(rng, n, k, 32 if index % 3 else k)
@@ -110,6 +112,25 @@ def test_layers_of_four_bits_are_those_of_dense_weights(driver: Driver) -> None:
     answers = driver.run()
     for small_floats, small_bytes, floats_, bytes_ in zip(*(answers[i::4] for i in range(4)), strict=True):
         assert small_floats == floats_ and small_bytes == bytes_
+
+
+def test_the_largest_sums_of_four_bits_fit(driver: Driver) -> None:
+    """The largest products of the deepest matrix: int32 sums in registers do not overflow; a deeper one stays int8."""
+    kernels = driver.kernels
+    deep = DEEPEST if kernels.triple == AARCH64 else 128  # others unpack into the test's 128
+    weight = np.full((kernels.nr, deep), 127, np.int8)
+    weight[1::2] = -127
+    ones = [np.full(kernels.nr, value, np.float32) for value in (100 / (127 * 128 * deep), 0, 1)]
+    small = pack_four_bits(weight, kernels)
+    assert small is not None and pack_four_bits(np.zeros((1, DEEPEST + 32), np.int8), kernels) is None
+    x = pack_a(np.full((1, deep), -128, np.int8), kernels)
+    bias = -kernels.flip * weight.sum(1, dtype=np.int32)
+    for stored in (small, Stored(pack_b(weight, kernels))):
+        numbers = [0, deep, kernels.nr, 1, ALIGN, 0, stored.group // (2 * kernels.kr)]
+        driver.call(1, numbers, layer_arrays(stored, bias, *ones, x), ALIGN * 4)
+    packed, whole = (floats(answer, ALIGN, kernels.nr) for answer in driver.run())
+    np.testing.assert_array_equal(packed, whole)
+    assert whole[0, :2].tolist() == [-100, 100]
 
 
 def test_tables_of_four_bits_give_the_rows_of_int8(driver: Driver) -> None:

@@ -29,12 +29,11 @@ EDGE_INLINE void edge_blocks_4x4(const int8_t *a, const int8_t *b, const int32_t
 /* acc [rows][4] = start [4] + a b over `steps` blocks of b; `rows` is 4, 2 or 1. */
 EDGE_INLINE void edge_tile_blocks(const int8_t *a, const int8_t *b, const int32_t *strides, int steps, const int rows,
                                   const int32_t *start, vi acc[MR][NR / VW]) {
-  int32x4_t sum[4][4];
-  if (rows == 4) {
-    edge_blocks_4x4(a, b, strides, steps, sum);
-  } else {
-    edge_no_sums(rows, sum);
-    for (int step = 0; step < steps; a += strides[step], step++, b += 64) edge_smull_rows(a, b, rows, sum);
+  if (rows < MR) {
+    edge_tail_blocks(a, b, strides, steps, rows, start, acc);
+    return;
   }
-  edge_add_up(rows, start, sum, acc);
+  int32x4_t sum[4][4];
+  edge_blocks_4x4(a, b, strides, steps, sum);
+  edge_add_up(MR, start, sum, acc);
 }

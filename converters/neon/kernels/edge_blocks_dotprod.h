@@ -34,14 +34,9 @@ EDGE_INLINE void edge_blocks_8x12(const int8_t *a, const int8_t *b, const int32_
   EDGE_PUT_24
 }
 
-/* acc [rows][12] = start + a b over `steps` blocks of b; `rows` is 8, 4 or 1. */
+/* acc [rows][12] = start + a b over `steps` blocks of b; `rows` and `start` as for edge_tile. */
 EDGE_INLINE void edge_tile_blocks(const int8_t *a, const int8_t *b, const int32_t *strides, int steps, const int rows,
                                   const int32_t *start, vi acc[MR][NR / VW]) {
-  if (rows == 8) {
-    edge_blocks_8x12(a, b, strides, steps, start, acc);
-    return;
-  }
-  EDGE_UNROLL for (int i = 0; i < rows; i++)
-    EDGE_UNROLL for (int j = 0; j < 3; j++) acc[i][j] = vld1q_s32(start + 4 * j);
-  for (int step = 0; step < steps; a += strides[step], step++, b += 48) edge_sdot_rows(a, b, rows, acc);
+  if (rows == MR) edge_blocks_8x12(a, b, strides, steps, start, acc);
+  else edge_tail_blocks(a, b, strides, steps, rows, start, acc);
 }

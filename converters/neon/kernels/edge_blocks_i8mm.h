@@ -30,12 +30,11 @@ EDGE_INLINE void edge_blocks_8x8(const int8_t *a, const int8_t *b, const int32_t
 /* acc [rows][8] = start [8] + a b over `steps` blocks of b; `rows` is 8, 4 or 1. */
 EDGE_INLINE void edge_tile_blocks(const int8_t *a, const int8_t *b, const int32_t *strides, int steps, const int rows,
                                   const int32_t *start, vi acc[MR][NR / VW]) {
-  int32x4_t block[4][4];
-  if (rows == 8) {
-    edge_blocks_8x8(a, b, strides, steps, start, block);
-  } else {
-    edge_start_blocks(start, rows, block);
-    for (int step = 0; step < steps; a += strides[step], step++, b += 64) edge_smmla_rows(a, b, rows, block);
+  if (rows < MR) {
+    edge_tail_blocks(a, b, strides, steps, rows, start, acc);
+    return;
   }
-  edge_rows_of(block, rows, acc);
+  int32x4_t block[4][4];
+  edge_blocks_8x8(a, b, strides, steps, start, block);
+  edge_rows_of(block, MR, acc);
 }

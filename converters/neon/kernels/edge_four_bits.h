@@ -1,20 +1,19 @@
 /* int8 panels from 4 bits: weight = multiplier * q, q from -8 to 7, a multiplier for each column and group of inputs.
  *
  * Two k-steps lie in the bytes of one, the first in the low halves: [k / KR / 2][NR][KR]. A panel is unpacked once and
- * serves all tiles of rows, out of the L1 cache. */
+ * serves all tiles of rows, out of the L1 cache; MR / 2 rows or less unpack in registers (edge_tail.h). */
 #pragma once
 
-enum { EDGE_STEP_BYTES = NR * KR };
 #if defined(EDGE_ISA_DOTPROD)
-enum { EDGE_STEP_VECTORS = 3 };
 typedef int8x16x3_t edge_vectors;
 #define edge_load_vectors vld1q_s8_x3
 #define edge_store_vectors vst1q_s8_x3
 #elif defined(EDGE_NEON)
-enum { EDGE_STEP_VECTORS = 4 };
 typedef int8x16x4_t edge_vectors;
 #define edge_load_vectors vld1q_s8_x4
 #define edge_store_vectors vst1q_s8_x4
+#else
+enum { EDGE_STEP_BYTES = NR * KR };
 #endif
 
 /* `pairs` of steps, `group` pairs for each row of multipliers [NR]; rows of multipliers may be read 16 bytes far. */

@@ -40,6 +40,10 @@ typedef struct {
   const int32_t *start; /* [EDGE_START_ROWS][NR], or [NR] where no tile is whole */
   const float *scale, *zero, *step;
   int depth; /* layer->k */
+#if defined(EDGE_FOUR_BITS)
+  const uint8_t *multipliers; /* of 4 bits that are still packed; else NULL */
+  int group;
+#endif
 #if defined(EDGE_NEON)
   int16x4_t shift[NV]; /* `zero` as integers */
 #endif
@@ -49,8 +53,14 @@ typedef struct {
 #define EDGE_START_ROWS 1 /* how many times the tile wants its first sums side by side */
 #endif
 
-/* EDGE_FOUR_BITS is the largest k of a layer of 4 bits, of which a panel is unpacked at a time. */
+/* EDGE_FOUR_BITS is the largest k of a layer of 4 bits, of which a panel is unpacked at a time, or, for few rows, vector
+ * by vector in registers. */
 #if defined(EDGE_FOUR_BITS)
+#if defined(EDGE_NEON)
+enum { EDGE_IN_REGISTERS = 1 };
+#else
+enum { EDGE_IN_REGISTERS = 0 };
+#endif
 #define EDGE_UNPACKED _Alignas(64) int8_t unpacked[NR * EDGE_FOUR_BITS]
 #else
 #define EDGE_UNPACKED int8_t *const unpacked = NULL
@@ -79,9 +89,16 @@ EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, co
 #if defined(EDGE_FOUR_BITS)
   if (layer->multipliers) {
     const int pairs = panel.steps / 2, groups = (pairs + layer->group - 1) / layer->group;
-    edge_unpack(layer->weights + (size_t)n * layer->k / 2, layer->multipliers + (size_t)n * groups, pairs, layer->group,
-                unpacked);
-    panel.weights = unpacked;
+    const int8_t *packed = layer->weights + (size_t)n * layer->k / 2;
+    const uint8_t *multipliers = layer->multipliers + (size_t)n * groups;
+    if (EDGE_IN_REGISTERS && rows <= MR / 2) {
+      panel.weights = packed;
+      panel.multipliers = multipliers;
+      panel.group = layer->group;
+    } else {
+      edge_unpack(packed, multipliers, pairs, layer->group, unpacked);
+      panel.weights = unpacked;
+    }
   }
 #else
   (void)unpacked;
@@ -173,6 +190,12 @@ EDGE_INLINE void edge_products(const int8_t *x, const edge_panel *panel, int m, 
 #if defined(EDGE_BLOCKS)
   if (panel->strides) {
     edge_tile_blocks(a, panel->weights, panel->strides, panel->steps, rows, panel->start, acc);
+    return;
+  }
+#endif
+#if defined(EDGE_FOUR_BITS) && defined(EDGE_NEON)
+  if (rows <= MR / 2 && panel->multipliers) {
+    edge_tail_four_bits(a, panel->weights, panel->multipliers, panel->steps / 2, panel->group, rows, panel->start, acc);
     return;
   }
 #endif

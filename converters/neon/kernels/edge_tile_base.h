@@ -37,39 +37,50 @@ EDGE_INLINE void edge_tile_4x4(const int8_t *a, const int8_t *b, int steps, int3
             "memory");
 }
 
-EDGE_INLINE void edge_no_sums(const int rows, int32x4_t sum[4][4]) {
-  EDGE_UNROLL for (int i = 0; i < rows; i++)
-    EDGE_UNROLL for (int j = 0; j < 4; j++) sum[i][j] = vdupq_n_s32(0);
-}
-
-/* One step of 1 or 2 rows. */
-EDGE_INLINE void edge_smull_rows(const int8_t *a, const int8_t *b, const int rows, int32x4_t sum[4][4]) {
-  EDGE_UNROLL for (int j = 0; j < 4; j++) {
-    int8x16_t column = vld1q_s8(b + 16 * j);
-    EDGE_UNROLL for (int i = 0; i < rows; i++) {
-      int8x16_t row = vld1q_s8(a + 16 * i);
-      int16x8_t pair = vmull_s8(vget_low_s8(row), vget_low_s8(column));
-      sum[i][j] = vpadalq_s16(sum[i][j], vmlal_high_s8(pair, row, column));
-    }
-  }
-}
-
 /* acc [rows][4] = start [4] + the sums across each vector. */
-EDGE_INLINE void edge_add_up(const int rows, const int32_t *start, int32x4_t sum[4][4], vi acc[MR][NR / VW]) {
+EDGE_INLINE void edge_add_up(const int rows, const int32_t *start, int32x4_t sum[][4], vi acc[MR][NR / VW]) {
   int32x4_t first = vld1q_s32(start);
   EDGE_UNROLL for (int i = 0; i < rows; i++)
     acc[i][0] = vaddq_s32(first, vpaddq_s32(vpaddq_s32(sum[i][0], sum[i][1]), vpaddq_s32(sum[i][2], sum[i][3])));
 }
 
+/* What edge_tail.h asks for: each vector of sums is added up to one output at the end. */
+enum { EDGE_STEP_VECTORS = 4 };
+#define EDGE_SUM_ROWS(ROWS) (ROWS)
+
+EDGE_INLINE void edge_sums_begin(const int rows, const int32_t *start, int32x4_t sums[][4]) {
+  (void)start;
+  EDGE_UNROLL for (int i = 0; i < rows; i++)
+    EDGE_UNROLL for (int j = 0; j < 4; j++) sums[i][j] = vdupq_n_s32(0);
+}
+
+EDGE_INLINE void edge_sums_step(const int8_t *a, const int8x16_t b[4], const int rows, int32x4_t sums[][4]) {
+  EDGE_UNROLL for (int j = 0; j < 4; j++)
+    EDGE_UNROLL for (int i = 0; i < rows; i++) {
+      int8x16_t row = vld1q_s8(a + 16 * i);
+      int16x8_t pair = vmull_s8(vget_low_s8(row), vget_low_s8(b[j]));
+      sums[i][j] = vpadalq_s16(sums[i][j], vmlal_high_s8(pair, row, b[j]));
+    }
+}
+
+EDGE_INLINE void edge_sums_end(const int rows, const int32_t *start, int32x4_t sums[][4], vi acc[MR][NR / VW]) {
+  edge_add_up(rows, start, sums, acc);
+}
+
+EDGE_INLINE void edge_sums_factors(const uint8_t *multipliers, int32x4_t factor[4]) {
+  EDGE_UNROLL for (int j = 0; j < 4; j++) factor[j] = vdupq_n_s32(multipliers[j]);
+}
+
+#include "edge_tail.h"
+
 /* acc [rows][4] = start [4] + a b; `rows` is 4, 2 or 1. */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
-  int32x4_t sum[4][4];
-  if (rows == 4) {
-    edge_tile_4x4(a, b, steps, sum);
-  } else {
-    edge_no_sums(rows, sum);
-    for (; steps; steps--, a += 64, b += 64) edge_smull_rows(a, b, rows, sum);
+  if (rows < MR) {
+    edge_tail(a, b, steps, rows, start, acc);
+    return;
   }
-  edge_add_up(rows, start, sum, acc);
+  int32x4_t sum[4][4];
+  edge_tile_4x4(a, b, steps, sum);
+  edge_add_up(MR, start, sum, acc);
 }

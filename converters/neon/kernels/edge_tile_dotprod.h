@@ -2,7 +2,7 @@
  *
  * Whole tiles are assembly: 24 accumulators, 4 registers of A (two steps by one ld1) and 3 of B fill the 32 registers,
  * and both compilers spill accumulators as soon as they allocate tuples for ld1 themselves. 8 steps are 192 sdot in 206
- * instructions, 32 MAC a cycle on Neoverse N1 (llvm-mca). Tiles of the last 1 to 4 rows are written with intrinsics. */
+ * instructions, 32 MAC a cycle on Neoverse N1 (llvm-mca). */
 #pragma once
 enum { MR = 8, NR = 12, KR = 4, FLIP = 0 };
 #define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
@@ -11,14 +11,14 @@ enum { MR = 8, NR = 12, KR = 4, FLIP = 0 };
 
 /* The accumulators of row I are v(8 + 3 I) and the two behind it, so that 6 loads fill all of them. Each row: lane L of
  * register A times the three registers of B. */
-#define EDGE_DOT_3(OP, X, Y, Z, A, L)             \
-  #OP " v" #X ".4s, v4.16b, v" #A ".4b[" #L "]\n" \
-  #OP " v" #Y ".4s, v5.16b, v" #A ".4b[" #L "]\n" \
-  #OP " v" #Z ".4s, v6.16b, v" #A ".4b[" #L "]\n"
+#define EDGE_DOT_3(X, Y, Z, A, L)               \
+  "sdot v" #X ".4s, v4.16b, v" #A ".4b[" #L "]\n" \
+  "sdot v" #Y ".4s, v5.16b, v" #A ".4b[" #L "]\n" \
+  "sdot v" #Z ".4s, v6.16b, v" #A ".4b[" #L "]\n"
 #define EDGE_SDOT_24(A, B)                                                                                        \
-  "ld1 {v4.16b-v6.16b}, [x10], #48\n" EDGE_DOT_3(sdot, 8, 9, 10, A, 0) EDGE_DOT_3(sdot, 11, 12, 13, A, 1)         \
-      EDGE_DOT_3(sdot, 14, 15, 16, A, 2) EDGE_DOT_3(sdot, 17, 18, 19, A, 3) EDGE_DOT_3(sdot, 20, 21, 22, B, 0)    \
-          EDGE_DOT_3(sdot, 23, 24, 25, B, 1) EDGE_DOT_3(sdot, 26, 27, 28, B, 2) EDGE_DOT_3(sdot, 29, 30, 31, B, 3)
+  "ld1 {v4.16b-v6.16b}, [x10], #48\n" EDGE_DOT_3(8, 9, 10, A, 0) EDGE_DOT_3(11, 12, 13, A, 1)         \
+      EDGE_DOT_3(14, 15, 16, A, 2) EDGE_DOT_3(17, 18, 19, A, 3) EDGE_DOT_3(20, 21, 22, B, 0)    \
+          EDGE_DOT_3(23, 24, 25, B, 1) EDGE_DOT_3(26, 27, 28, B, 2) EDGE_DOT_3(29, 30, 31, B, 3)
 #define EDGE_SDOT_48 "ld1 {v0.16b-v3.16b}, [%[a]], #64\n" EDGE_SDOT_24(0, 1) EDGE_SDOT_24(2, 3)
 #define EDGE_START_24                                                                   \
   "ld1 {v8.4s-v11.4s}, [x11], #64\nld1 {v12.4s-v15.4s}, [x11], #64\n"                   \
@@ -58,30 +58,48 @@ EDGE_INLINE void edge_tile_8x12(
   EDGE_PUT_24
 }
 
-/* One step of 4 rows or of 1. */
-EDGE_INLINE void edge_sdot_rows(const int8_t *a, const int8_t *b, const int rows, int32x4_t acc[8][3]) {
+/* What edge_tail.h asks for: sums are outputs, 4 columns in each vector. */
+enum { EDGE_STEP_VECTORS = 3 };
+#define EDGE_SUM_ROWS(ROWS) (ROWS)
+
+EDGE_INLINE void edge_sums_begin(const int rows, const int32_t *start, int32x4_t sums[][3]) {
+  EDGE_UNROLL for (int i = 0; i < rows; i++)
+    EDGE_UNROLL for (int j = 0; j < 3; j++) sums[i][j] = vld1q_s32(start + 4 * j);
+}
+
+EDGE_INLINE void edge_sums_step(const int8_t *a, const int8x16_t b[3], const int rows, int32x4_t sums[][3]) {
   int8x16_t row = vld1q_s8(a);
   EDGE_UNROLL for (int j = 0; j < 3; j++) {
-    int8x16_t column = vld1q_s8(b + 16 * j);
-    acc[0][j] = vdotq_laneq_s32(acc[0][j], column, row, 0);
+    sums[0][j] = vdotq_laneq_s32(sums[0][j], b[j], row, 0);
     if (rows == 1) continue;
-    acc[1][j] = vdotq_laneq_s32(acc[1][j], column, row, 1);
-    acc[2][j] = vdotq_laneq_s32(acc[2][j], column, row, 2);
-    acc[3][j] = vdotq_laneq_s32(acc[3][j], column, row, 3);
+    sums[1][j] = vdotq_laneq_s32(sums[1][j], b[j], row, 1);
+    sums[2][j] = vdotq_laneq_s32(sums[2][j], b[j], row, 2);
+    sums[3][j] = vdotq_laneq_s32(sums[3][j], b[j], row, 3);
   }
 }
 
-/* acc [rows][12] = start + a b; `steps` is a multiple of 4 (K is one of 16), `rows` is 8, 4 or 1. */
+EDGE_INLINE void edge_sums_end(const int rows, const int32_t *start, int32x4_t sums[][3], vi acc[MR][NR / VW]) {
+  (void)start;
+  EDGE_UNROLL for (int i = 0; i < rows; i++)
+    EDGE_UNROLL for (int j = 0; j < 3; j++) acc[i][j] = sums[i][j];
+}
+
+EDGE_INLINE void edge_sums_factors(const uint8_t *multipliers, int32x4_t factor[3]) {
+  const uint8x16_t bytes = vld1q_u8(multipliers);
+  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_high_u8(bytes);
+  factor[0] = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low)));
+  factor[1] = vreinterpretq_s32_u32(vmovl_high_u16(low));
+  factor[2] = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high)));
+}
+
+#include "edge_tail.h"
+
+/* acc [rows][12] = start + a b; `steps` is a multiple of 4 (K is one of 16), `rows` is 8, 4 or 1; `start` is
+ * [EDGE_START_ROWS][12] for 8 rows, else [12]. */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
-  if (rows == 8) {
-    edge_tile_8x12(a, b, steps, start, acc);
-    return;
-  }
-  EDGE_UNROLL for (int i = 0; i < rows; i++)
-    EDGE_UNROLL for (int j = 0; j < 3; j++) acc[i][j] = vld1q_s32(start + 4 * j);
-  for (; steps; steps -= 4)
-    EDGE_UNROLL for (int step = 0; step < 4; step++, a += 32, b += 48) edge_sdot_rows(a, b, rows, acc);
+  if (rows == MR) edge_tile_8x12(a, b, steps, start, acc);
+  else edge_tail(a, b, steps, rows, start, acc);
 }
 
 /* 8 x 8 tiles of attention: A and B are panels of 8 rows, [steps][8][4], `steps` a multiple of 4. */

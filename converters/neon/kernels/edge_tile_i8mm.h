@@ -2,8 +2,7 @@
  * a block of 2 x 2 outputs: [row 0 column 0, row 0 column 1, row 1 column 0, row 1 column 1].
  *
  * Whole tiles are assembly: 16 blocks, 4 registers of A and 4 of B; 4 steps are 64 smmla in 74 instructions, 64 MAC a
- * cycle on Neoverse N2 (llvm-mca). Blocks become rows by one zip for each vector. Tiles of the last 1 to 4 rows are
- * written with intrinsics. */
+ * cycle on Neoverse N2 (llvm-mca). Blocks become rows by one zip for each vector. */
 #pragma once
 enum { MR = 8, NR = 8, KR = 8, FLIP = 0 };
 #define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
@@ -42,23 +41,8 @@ EDGE_INLINE void edge_tile_8x8(const int8_t *a, const int8_t *b, int steps, cons
           : "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "x9", "x10", "x11", "cc", "memory");
 }
 
-EDGE_INLINE void edge_start_blocks(const int32_t *start, const int rows, int32x4_t block[4][4]) {
-  EDGE_UNROLL for (int i = 0; i < (rows + 1) / 2; i++)
-    EDGE_UNROLL for (int j = 0; j < 4; j++)
-      block[i][j] = vcombine_s32(vld1_s32(start + 2 * j), vld1_s32(start + 2 * j));
-}
-
-/* One step of 4 rows or of 1. */
-EDGE_INLINE void edge_smmla_rows(const int8_t *a, const int8_t *b, const int rows, int32x4_t block[4][4]) {
-  EDGE_UNROLL for (int j = 0; j < 4; j++) {
-    int8x16_t columns = vld1q_s8(b + 16 * j);
-    EDGE_UNROLL for (int i = 0; i < (rows + 1) / 2; i++)
-      block[i][j] = vmmlaq_s32(block[i][j], vld1q_s8(a + 16 * i), columns);
-  }
-}
-
 /* Rows from the blocks beside each other; a single row brings the one below it with it. */
-EDGE_INLINE void edge_rows_of(int32x4_t block[4][4], const int rows, vi acc[MR][NR / VW]) {
+EDGE_INLINE void edge_rows_of(int32x4_t block[][4], const int rows, vi acc[MR][NR / VW]) {
   EDGE_UNROLL for (int i = 0; i < (rows + 1) / 2; i++)
     EDGE_UNROLL for (int j = 0; j < 2; j++) {
       int64x2_t left = vreinterpretq_s64_s32(block[i][2 * j]), right = vreinterpretq_s64_s32(block[i][2 * j + 1]);
@@ -67,18 +51,48 @@ EDGE_INLINE void edge_rows_of(int32x4_t block[4][4], const int rows, vi acc[MR][
     }
 }
 
+/* What edge_tail.h asks for: sums are the blocks of 2 x 2 outputs. */
+enum { EDGE_STEP_VECTORS = 4 };
+#define EDGE_SUM_ROWS(ROWS) (((ROWS) + 1) / 2)
+
+EDGE_INLINE void edge_sums_begin(const int rows, const int32_t *start, int32x4_t sums[][4]) {
+  EDGE_UNROLL for (int i = 0; i < EDGE_SUM_ROWS(rows); i++)
+    EDGE_UNROLL for (int j = 0; j < 4; j++) sums[i][j] = vcombine_s32(vld1_s32(start + 2 * j), vld1_s32(start + 2 * j));
+}
+
+EDGE_INLINE void edge_sums_step(const int8_t *a, const int8x16_t b[4], const int rows, int32x4_t sums[][4]) {
+  EDGE_UNROLL for (int j = 0; j < 4; j++)
+    EDGE_UNROLL for (int i = 0; i < EDGE_SUM_ROWS(rows); i++)
+      sums[i][j] = vmmlaq_s32(sums[i][j], vld1q_s8(a + 16 * i), b[j]);
+}
+
+EDGE_INLINE void edge_sums_end(const int rows, const int32_t *start, int32x4_t sums[][4], vi acc[MR][NR / VW]) {
+  (void)start;
+  edge_rows_of(sums, rows, acc);
+}
+
+EDGE_INLINE void edge_sums_factors(const uint8_t *multipliers, int32x4_t factor[4]) {
+  const uint16x8_t wide = vmovl_u8(vld1_u8(multipliers));
+  const int64x2_t left = vreinterpretq_s64_u32(vmovl_u16(vget_low_u16(wide)));
+  const int64x2_t right = vreinterpretq_s64_u32(vmovl_high_u16(wide));
+  factor[0] = vreinterpretq_s32_s64(vdupq_laneq_s64(left, 0));
+  factor[1] = vreinterpretq_s32_s64(vdupq_laneq_s64(left, 1));
+  factor[2] = vreinterpretq_s32_s64(vdupq_laneq_s64(right, 0));
+  factor[3] = vreinterpretq_s32_s64(vdupq_laneq_s64(right, 1));
+}
+
+#include "edge_tail.h"
+
 /* acc [rows][8] = start [8] + a b; `steps` is even (K is one of 16), `rows` is 8, 4 or 1. */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
-  int32x4_t block[4][4];
-  if (rows == 8) {
-    edge_tile_8x8(a, b, steps, start, block);
-  } else {
-    edge_start_blocks(start, rows, block);
-    for (; steps; steps -= 2)
-      EDGE_UNROLL for (int step = 0; step < 2; step++, a += 64, b += 64) edge_smmla_rows(a, b, rows, block);
+  if (rows < MR) {
+    edge_tail(a, b, steps, rows, start, acc);
+    return;
   }
-  edge_rows_of(block, rows, acc);
+  int32x4_t block[4][4];
+  edge_tile_8x8(a, b, steps, start, block);
+  edge_rows_of(block, MR, acc);
 }
 
 /* Tiles of attention: A and B are panels of 8 rows, [steps][8][8], as in the GEMM. acc = start [8 columns] + a b. */
