@@ -30,6 +30,7 @@ import neon_x86
 import torch
 from _parts import Found, Missing, Part, parse, run_parts
 from _results import figure
+from neon_four_bits import four_bit_figures
 from neon_loops import PROMISED, loop_figures
 from neon_sparse import sparse_figures
 
@@ -90,6 +91,7 @@ def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
         "sparse": Part(lambda: (sparse_figures(neon_models.random_weights(neon_models.SPEC)), []), [
             ("block sparsity 50 % / 75 %: GEMM instructions of dense", "≤ 0.55× / ≤ 0.30×"),
         ], random),
+        "four_bits": Part(lambda: (four_bit_figures(), []), weights=random),
         "accuracy": Part(
             needs_trained(lambda path: neon_accuracy.run(path, CACHE / "answers")), neon_accuracy.PROMISED, weights
         ),
