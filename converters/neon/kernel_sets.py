@@ -1,5 +1,5 @@
-"""Kernel sets: what the generated code is packed and compiled for. One row of the table for each tile in `kernels/`, and
-one for `avx512vbmi`, which is `avx512vnni`'s tile with permutations of bytes around it."""
+"""Kernel sets: what the generated code is packed and compiled for. One row of the table for each tile in `kernels/`,
+and one for `avx512vbmi`: the tile of `avx512vnni`, with permutations of bytes around it."""
 
 from __future__ import annotations
 
