@@ -27,6 +27,7 @@ from edgesdk.harness.answer_types import (
     Whole,
 )
 from edgesdk.harness.text import plain
+from edgesdk.harness.worker.traits import traits_of
 
 DEPTH = 8
 
@@ -253,7 +254,7 @@ def check_result(document: Any, request: Mapping[str, Any], where: str) -> dict[
         golden = record["golden"]
         if record["rounds"] and golden is None:
             raise Corrupt(f"{where}: malformed: {name} has rounds without a golden check")
-        counts = request["mode"] == "timed" or (request["mode"] == "counted" and spec.get("countable", True))
+        counts = request["mode"] == "timed" or (request["mode"] == "counted" and traits_of(spec["runtime"]).countable)
         least = request["rounds"] if counts else 0
         whole = golden and golden["passed"] and len(indices) >= least and (asked is None or record["evaluation"])
         if not whole and not record["reasons"]:

@@ -27,6 +27,7 @@ from edgesdk.harness.protocol import (
 )
 from edgesdk.harness.text import plain
 from edgesdk.harness.worker.codes import E_LOAD, E_THROTTLED
+from edgesdk.harness.worker.traits import traits_of
 from edgesdk.targets.target import Target
 
 FORMAT, VERSION = "edgesdk.measurement", 1
@@ -175,7 +176,7 @@ def _fill_figures(
         document["peak_rss_bytes"] = {"value": None, "provenance": "unmeasured", "reason": reason}
         if document["rounds"]:
             document["instructions"] = figures.instructions(folder, document, "emulated")
-        elif artifact.runtime.get("name") == "trtexec":
+        elif not traits_of(str(artifact.runtime.get("name"))).countable:
             document["instructions"]["reason"] = "it runs on a GPU; here a stand-in answered in its place"
     elif document["rounds"]:
         document["latency_ms"] = figures.latency(folder, document)

@@ -24,6 +24,7 @@ from edgesdk.harness.protocol import E_PREFLIGHT, Profile, load_profile, refuses
 from edgesdk.harness.reserve import reserved
 from edgesdk.harness.session import Session
 from edgesdk.harness.verify import verify_measurement
+from edgesdk.harness.worker.traits import traits_of
 from edgesdk.targets.target import Target
 
 __all__ = ["Evaluation", "load_profile", "measure", "probe", "verify_measurement"]
@@ -136,10 +137,10 @@ def _request(
             for name, path in candidate.files().items()
         ]
         # What a stand-in of a GPU answers on an emulated board is looked at, and no more.
-        countable = candidate.artifact.runtime.get("name") != "trtexec"
-        evaluation = inputs.get(candidate.sha256) if countable or mode == "timed" else None
+        runtime = str(candidate.artifact.runtime["name"])
+        evaluation = inputs.get(candidate.sha256) if traits_of(runtime).countable or mode == "timed" else None
         specs.append({
-            "artifact": candidate.sha256, "name": candidate.artifact.name, "files": files, "countable": countable,
+            "artifact": candidate.sha256, "name": candidate.artifact.name, "files": files, "runtime": runtime,
             "evaluation": {"sha256": evaluation[0], "n": evaluation[2]} if evaluation else None,
         })
     return {

@@ -13,7 +13,12 @@ from edgesdk.harness.worker.system import read_text
 
 OUTPUT_LIMIT = 1 << 20
 FILE_LIMIT = 4 << 30
-EXIT_TEXTS = {64: "usage error", 65: "bad input file", 70: "internal error", 126: "not executable", 127: "not found"}
+# Exit codes of runners.
+USAGE, BAD_INPUT, INTERNAL = 64, 65, 70
+EXIT_TEXTS = {
+    USAGE: "usage error", BAD_INPUT: "bad input file", INTERNAL: "internal error", 126: "not executable",
+    127: "not found",
+}
 
 
 class Ended:

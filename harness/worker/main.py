@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from edgesdk.harness.worker import facts, fence, jobs, runner, store, timing
+from edgesdk.harness.worker import child, facts, fence, jobs, runner, store, timing
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
         return 0
     if arguments.command not in ("start", "look", "stop", "work", "fence"):
         parser.print_usage(sys.stderr)
-        return runner.USAGE
+        return child.USAGE
     state = store.state_folder(arguments.state)
     if arguments.command == "start":
         if arguments.pack:

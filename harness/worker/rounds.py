@@ -10,6 +10,7 @@ from typing import Any
 
 from edgesdk.harness.worker import blocks, child, count, store, timing
 from edgesdk.harness.worker.system import read_text
+from edgesdk.harness.worker.traits import Traits, traits_of
 
 ROUND_INTEGERS = ("count", "batch", "p50_ns")
 LOADING = ("cold_load_ns", "first_inference_ns")
@@ -127,6 +128,11 @@ class Candidate:
     def fail(self, code: str, reason: str) -> None:
         """Note why this candidate is not valid."""
         self.record["reasons"].append({"code": code, "text": reason})
+
+    @property
+    def traits(self) -> Traits:
+        """What sets its runtime apart."""
+        return traits_of(self.document["runtime"]["name"])
 
     @property
     def failed(self) -> bool:

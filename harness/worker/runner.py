@@ -1,4 +1,5 @@
-"""`worker runtime NAME ARTIFACT run|bench|count|info …`: the same commands as a NEON binary, for Python runtimes.
+"""`worker runtime NAME ARTIFACT build|run|bench|count …`: the commands of a NEON binary for the other runtimes, and
+`build` for those that build something on the board first (`traits`).
 
 Exit codes: 64 usage, 65 bad input file, 70 the runtime failed.
 """
@@ -11,9 +12,9 @@ import sys
 from typing import Any
 
 from edgesdk.harness.worker import count, memory, store, timing, trtexec
+from edgesdk.harness.worker.child import BAD_INPUT, USAGE
 from edgesdk.harness.worker.runtimes import DTYPES, RUNTIMES, Runtime
-
-USAGE, BAD_INPUT, INTERNAL = 64, 65, 70
+from edgesdk.harness.worker.traits import TRAITS, traits_of
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,10 +25,9 @@ class _Parser(argparse.ArgumentParser):
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Arguments of the sub-command `runtime`."""
-    parser.add_argument("runtime", choices=sorted([*RUNTIMES, "trtexec"]))
+    parser.add_argument("runtime", choices=sorted([*RUNTIMES, *TRAITS]))
     parser.add_argument("artifact", help="folder with artifact.json and its files")
     commands = parser.add_subparsers(dest="action", parser_class=_Parser)
-    commands.add_parser("info")
     commands.add_parser("build")
     for name in ("run", "bench", "count"):
         command = commands.add_parser(name)
@@ -50,21 +50,17 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run one sub-command; see the module's text."""
     if arguments.action is None:
-        sys.stderr.write("expected run, bench, count or info\n")
+        sys.stderr.write("expected build, run, bench or count\n")
         return USAGE
-    if arguments.runtime == "trtexec":
+    traits = traits_of(arguments.runtime)
+    if (arguments.action == "build" and not traits.built) or (arguments.action == "count" and not traits.countable):
+        sys.stderr.write(f"{arguments.runtime} has no {arguments.action}\n")
+        return USAGE
+    if arguments.runtime not in RUNTIMES:
         return trtexec.main(arguments)
-    if arguments.action == "build":
-        sys.stderr.write(f"nothing is built for {arguments.runtime}\n")
-        return USAGE
     try:
         document = store.read_json(os.path.join(arguments.artifact, "artifact.json"))
         runtime = RUNTIMES[arguments.runtime](arguments.artifact, document)
-        if arguments.action == "info":
-            info = {"runtime": arguments.runtime, "name": document["name"]}
-            info.update({key: document[key] for key in ("inputs", "outputs")})
-            print(json.dumps(info))
-            return 0
         with open(arguments.inputs, "rb") as stream:
             data = stream.read()
     except (OSError, ValueError, KeyError, IndexError) as problem:

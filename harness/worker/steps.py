@@ -12,8 +12,8 @@ GOLDEN_LIMIT_S = 900.0
 BUILD_LIMIT_S = engine.BUILD_SECONDS + engine.RUN_SECONDS + 300.0
 # qemu-user computes floats one by one in software: some golden rows show there what all of them show on a board.
 EMULATED_GOLDEN_ROWS = 8
-NO_EDGES = "trtexec does not tell on a clock of this board when its window starts and ends"
-# A stand-in of trtexec starts Python for each row.
+NO_EDGES = "{} does not tell on a clock of this board when its window starts and ends"
+# The stand-in of a GPU starts Python for each row.
 EMULATED_GPU_ROWS = 2
 
 
@@ -50,10 +50,6 @@ class Steps(ABC):
         medians = [entry["p50_ns"] for entry in candidate.record["rounds"]]
         return not candidate.failed and timing.is_wide(medians, float(self.job["profile"]["ci_half_width"]))
 
-    def is_built(self, index: int) -> bool:
-        """Is something built of this candidate on the board before it can run?"""
-        return bool(self.candidates[index].document["runtime"]["name"] == "trtexec")
-
     def build(self, index: int) -> None:
         """Build the candidate's engine, in a process of its own; what that takes is no part of any figure."""
         candidate = self.candidates[index]
@@ -68,7 +64,7 @@ class Steps(ABC):
             return
         n, inputs, tensors = candidate.n, candidate.golden_inputs, candidate.document["outputs"]
         expected = {side: store.read_bytes(path) for side, path in candidate.golden_outputs.items()}
-        most = EMULATED_GOLDEN_ROWS if self.specs[index].get("countable", True) else EMULATED_GPU_ROWS
+        most = EMULATED_GOLDEN_ROWS if candidate.traits.countable else EMULATED_GPU_ROWS
         if self.job["mode"] == "counted":
             rows = golden_rows(n, most)
             some = blocks.take_rows(store.read_bytes(inputs), candidate.document["inputs"], n, rows)
@@ -150,9 +146,9 @@ class Steps(ABC):
     def energy(self, index: int) -> None:
         """The energy run of a candidate (see `power_window`)."""
         candidate = self.candidates[index]
-        if self.is_built(index):
+        if not candidate.traits.edges:
             # Known before the board is watched doing nothing for minutes.
-            candidate.record["energy"] = {"reason": NO_EDGES}
+            candidate.record["energy"] = {"reason": NO_EDGES.format(candidate.document["runtime"]["name"])}
             return
         name = f"c{index}-energy.jsonl"
         run = power_window.EnergyRun(

@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from edgesdk.harness.worker import blocks, store, timing
+from edgesdk.harness.worker.child import INTERNAL
 from edgesdk.harness.worker.engine import QUICKLY, RUN_SECONDS, Engine, Failed
 
 AGREE = 0.02  # the log rounds, and its percentiles are not interpolated
@@ -90,15 +91,9 @@ def _numbers(pairs: "list[tuple[str, str]]") -> "dict[str, float]":
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """`build`, `run`, `bench` and `info` of a trtexec artifact; exit codes as of `runner`."""
+    """`build`, `run` and `bench` of a trtexec artifact; exit codes as of `runner`."""
     try:
-        document = store.read_json(os.path.join(arguments.artifact, "artifact.json"))
-        if arguments.action == "info":
-            print(json.dumps({key: document[key] for key in ("name", "inputs", "outputs")}))
-            return 0
-        if arguments.action == "count":
-            raise Failed("a GPU executes no instructions that qemu could count")
-        engine = Engine(arguments.artifact, document)
+        engine = Engine(arguments.artifact, store.read_json(os.path.join(arguments.artifact, "artifact.json")))
         if arguments.action == "build":
             engine.prepare()
             return 0
@@ -107,7 +102,7 @@ def main(arguments: argparse.Namespace) -> int:
         (_run_rows if arguments.action == "run" else _bench)(engine, arguments, data)
     except (Failed, OSError, ValueError, KeyError) as problem:
         sys.stderr.write(f"{problem}\n")
-        return 70
+        return INTERNAL
     return 0
 
 

@@ -130,12 +130,13 @@ class _Job(Steps):
 
     def count_all(self, index: int) -> None:
         """Everything of one candidate on an emulated board, where no clock is looked at."""
-        if self.is_built(index):
+        candidate = self.candidates[index]
+        if candidate.traits.built:
             self.build(index)
         self.golden(index)
         self.evaluate(index)
         for round_index in range(self.job["rounds"]):
-            if not self.candidates[index].failed and self.specs[index].get("countable", True):
+            if not candidate.failed and candidate.traits.countable:
                 self.counted_round(index, round_index)
 
     def time_all(self, start: int, clocks: tuning.Tuning) -> None:
@@ -148,7 +149,7 @@ class _Job(Steps):
             self._finish("ready")
         for index, spec in enumerate(self.specs):
             actions = [("golden", self.golden), ("evaluate", self.evaluate)]
-            if self.is_built(index):
+            if self.candidates[index].traits.built:
                 actions.insert(0, ("build", self.build))
                 self.total += 1
             for name, action in actions:

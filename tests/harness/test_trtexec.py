@@ -3,6 +3,7 @@ emulated Jetson's stand-in."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -26,8 +27,10 @@ from edgesdk.harness.measure import Evaluation, load_profile, measure
 from edgesdk.harness.replay import Frame, shipped
 from edgesdk.harness.session import Session
 from edgesdk.harness.verify import verify_measurement
-from edgesdk.harness.worker import engine, memory, trtexec
+from edgesdk.harness.worker import engine, memory, runner, trtexec
 from edgesdk.harness.worker.facts import EMULATED_FILE
+from edgesdk.harness.worker.runtimes import RUNTIMES
+from edgesdk.harness.worker.traits import traits_of
 from edgesdk.targets.target import Target, load_target
 from edgesdk.testing.needs import need
 
@@ -269,6 +272,24 @@ def test_faults_of_trtexec(gpu: Board, target: Target, tmp_path: Path, change: A
     assert words in reason and reason.startswith("E_CRASH")
     if "engine" in words or words == "trtexec failed":
         assert not list((tmp_path / "home/.edgesdk/engines").glob("*.plan*"))
+
+
+@pytest.mark.parametrize(("runtime", "action"), [("trtexec", "count"), ("onnxruntime", "build"), ("trtexec", "")])
+def test_what_a_runtime_does_not_do_is_usage(runtime: str, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before anything is read."""
+    parser = argparse.ArgumentParser()
+    runner.add_commands(parser)
+    options = ["--inputs", "x", "--n", "1"] if action == "count" else []
+    arguments = parser.parse_args([runtime, "nowhere", *filter(None, [action]), *options])
+    assert runner.main(arguments) == 64
+    words = f"{runtime} has no {action}" if action else "expected build, run, bench or count"
+    assert capsys.readouterr().err == words + "\n"
+
+
+def test_only_trtexec_is_apart() -> None:
+    """Its engine is built first; a GPU's instructions are not counted, nor its windows placed on the board's clock."""
+    assert traits_of("trtexec") == (True, False, False)
+    assert {traits_of(name) for name in ("neon", *RUNTIMES)} == {(False, True, True)}
 
 
 def test_a_board_without_it(host: Board, target: Target, tmp_path: Path) -> None:
