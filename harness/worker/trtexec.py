@@ -17,6 +17,8 @@ from edgesdk.harness.worker import blocks, store, timing
 from edgesdk.harness.worker.child import INTERNAL
 from edgesdk.harness.worker.engine import QUICKLY, RUN_SECONDS, Engine, Failed
 
+# What a value of a type may be; the largest float32 may be printed a little above what it is.
+LARGEST = {"float32": 3.4028235e38, "int32": (1 << 31) - 1, "int64": (1 << 63) - 1}
 AGREE = 0.02  # the log rounds, and its percentiles are not interpolated
 LATENCY = re.compile(r"\[I\] Latency: (.{1,400})$", re.MULTILINE)
 PAIR = re.compile(r"(min|max|mean|median|percentile\([0-9]{1,2}%\)) = ([0-9.]{1,20}) ms")
@@ -49,7 +51,7 @@ def parse_times(data: "Any") -> "list[int]":
         if not isinstance(entry, dict):
             raise ValueError("the exported times are malformed")
         keys = ["latencyMs"] if entry.get("latencyMs") is not None else ["inMs", "computeMs", "outMs"]
-        values = [float(entry[key]) for key in keys if type(entry.get(key)) in (int, float)]
+        values = [entry[key] for key in keys if type(entry.get(key)) in (int, float)]
         if len(values) != len(keys) or not all(0 <= value < 1e7 for value in values) or not sum(values) > 0:
             raise ValueError(f"the exported times hold something else than times: {entry!r:.80}")
         samples.append(max(1, int(round(sum(values) * 1e6))))
@@ -69,9 +71,12 @@ def parse_output(data: "Any", tensors: "list[dict[str, Any]]") -> "list[bytes]":
             raise ValueError("the exported output has no {} values of {}".format(
                 blocks.row_elements(tensor), tensor["name"]
             ))
-        # A NaN is exported as text, or as a name that JSON does not know.
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-            raise ValueError("the exported output of {} holds something else than numbers".format(tensor["name"]))
+        # A NaN is exported as text, or as a name that JSON does not know; JSON's whole numbers have no largest one.
+        most = LARGEST[tensor["dtype"]]
+        if not all(type(value) in (int, float) and -most <= value <= most for value in values):
+            raise ValueError("the exported output of {} holds something else than {} numbers".format(
+                tensor["name"], tensor["dtype"]
+            ))
         whole = tensor["dtype"] != "float32"
         row = array.array(blocks.CODES[tensor["dtype"]], [int(value) if whole else value for value in values])
         if sys.byteorder == "big":

@@ -79,27 +79,71 @@ def test_version_of_logs(text: str, version: str | None) -> None:
     assert engine.parse_version(text) == version
 
 
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), 1e39, 1 << 63])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
         st.sampled_from(["latencyMs", "inMs", "computeMs", "outMs", "name", "values", "x"]), inner, max_size=4
     ), max_leaves=12,
 )
-
-
-@given(JSON, st.text())
-def test_parsers_survive_junk(data: Any, text: str) -> None:
-    """Numbers, or a ValueError that says what is wrong."""
-    assert all(value >= 0 for value in trtexec.parse_latency(text).values())
-    assert engine.parse_version(text) is None
-    for parse in (trtexec.parse_times, lambda found: trtexec.parse_output(found, [LOGITS])):
-        try:
-            assert parse(data)
-        except ValueError as problem:
-            assert str(problem)
-
-
+TIMES = st.fixed_dictionaries({"latencyMs": NUMBERS | st.floats(0, 1e7)})
+OUTPUTS = st.fixed_dictionaries({
+    "name": st.sampled_from(["logits", "exit", "x"]),
+    "values": st.lists(NUMBERS | st.floats(-1e38, 1e38), min_size=3, max_size=3) | JSON,
+})
+WORDS = st.sampled_from(["0.95", "1.2.3", ".", "1e9", "", "nan", "-1"]) | st.integers(0, 10**22).map(str)
+LOG_LINES = st.one_of(
+    st.builds("[I] Latency: min = {} ms, median = {} ms, percentile(99%) = {} ms".format, WORDS, WORDS, WORDS),
+    st.builds("[I] Host Latency\n[I] min: {} ms\n[I] median: {} ms (end to end {} ms)".format, WORDS, WORDS, WORDS),
+    st.builds("[I] percentile: {} ms at {}%".format, WORDS, WORDS), st.text(max_size=20),
+)
 LOGITS = {"name": "logits", "dtype": "float32", "shape": [1, 3]}
+EXIT = {"name": "exit", "dtype": "int64", "shape": [1, 3]}
+
+
+@given(st.lists(LOG_LINES, max_size=5).map("\n".join))
+def test_logs_of_any_numbers(text: str) -> None:
+    """Known names, and numbers that a log may claim."""
+    found = trtexec.parse_latency(text)
+    assert set(found) <= {"min", "median", "percentile(99%)"} | {f"percentile({share}%)" for share in range(100)}
+    assert all(value >= 0 for value in found.values())
+
+
+@given(st.integers(0, 10**9), st.text(max_size=8))
+def test_versions_of_any_number(number: int, text: str) -> None:
+    """Major, minor and patch are those of the number that the log has; there are four to seven digits."""
+    found = engine.parse_version(f"{text}[TensorRT v{number}]{text}")
+    if not 1000 <= number < 10**7:
+        assert found is None
+        return
+    assert found is not None
+    major, minor, patch = map(int, found.split("."))
+    assert major * (10000 if number >= 100000 else 1000) + minor * 100 + patch == number
+
+
+@given(st.lists(TIMES, max_size=4) | JSON)
+def test_times_of_any_numbers(data: Any) -> None:
+    """A positive number of nanoseconds of each inference, or a ValueError that says what is wrong."""
+    try:
+        found = trtexec.parse_times(data)
+    except ValueError as problem:
+        assert str(problem)
+        return
+    assert len(found) == len(data) > 0 and all(1 <= value <= 3e13 for value in found)
+
+
+@given(st.lists(OUTPUTS, max_size=4) | JSON, st.sampled_from([LOGITS, EXIT]))
+def test_outputs_of_any_numbers(data: Any, tensor: dict[str, Any]) -> None:
+    """The bytes of the last entry of that name, or a ValueError that says what is wrong."""
+    try:
+        (row,) = trtexec.parse_output(data, [tensor])
+    except ValueError as problem:
+        assert str(problem)
+        return
+    values = [entry["values"] for entry in data if isinstance(entry, dict) and entry.get("name") == tensor["name"]][-1]
+    exact = values if tensor is LOGITS else [int(value) for value in values]
+    wanted = np.array(exact, "<f4" if tensor is LOGITS else "<i8")
+    assert row == wanted.tobytes() and np.isfinite(np.frombuffer(row, wanted.dtype)).all()
 
 
 def test_exported_files() -> None:
@@ -108,9 +152,13 @@ def test_exported_files() -> None:
     assert trtexec.parse_times(entries) == [1500000, 1750000]
     data = [{"name": "logits", "dimensions": "1x3", "values": [1, 2.5, -3]}]
     assert trtexec.parse_output(data, [LOGITS]) == [np.array([1, 2.5, -3], "<f4").tobytes()]
-    for wrong in ([{"name": "logits", "values": [1, 2]}], [{"name": "logits", "values": [1, 2, float("nan")]}], {}):
-        with pytest.raises(ValueError):
-            trtexec.parse_output(wrong, [LOGITS])
+    most = trtexec.parse_output([{"name": "logits", "values": [-3.40282347e38, 3.4028234e38, 0]}], [LOGITS])[0]
+    assert np.isfinite(np.frombuffer(most, "<f4")).all()
+    for values in ([1, 2], [1, 2, float("nan")], [1, 2, 10**400], [1, 2, "3"], [1, 2, True]):
+        with pytest.raises(ValueError, match="exported output"):
+            trtexec.parse_output([{"name": "logits", "values": values}], [LOGITS])
+    with pytest.raises(ValueError, match="malformed"):
+        trtexec.parse_output({}, [LOGITS])
 
 
 def gpu_artifact(folder: Path, wrong: bool = False, n: int = 3) -> Path:
@@ -238,12 +286,13 @@ def test_calls_of_trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_memory_of_the_gpu_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its line in nvmap, while it runs."""
+    """Its line in nvmap, while it runs; others have none."""
     clients = tmp_path / "clients"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(memory, "NVMAP", str(clients))
     says = f"echo user fake $$ 2048K > {clients}; sleep {3 * engine.LOOK_SECONDS}; echo '&&&& PASSED'"
     assert engine.call(script(tmp_path, says), [], 60).seen["nvmap"] == 2 << 20
+    assert memory.memory_numbers()["nvmap"] is None
 
 
 def test_a_wrong_engine_is_never_timed(gpu: Board, target: Target, tmp_path: Path) -> None:
