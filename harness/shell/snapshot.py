@@ -13,6 +13,7 @@ from typing import Any
 from edgesdk.harness.worker.child import parse_oom_kills
 from edgesdk.harness.worker.condition import parse_pressure, parse_swapped, parse_throttled
 from edgesdk.harness.worker.facts import EMULATED_FILE, is_emulated, parse_cpuinfo, parse_meminfo
+from edgesdk.harness.worker.gpu import RELEASE
 from edgesdk.harness.worker.rounds import parse_busy
 from edgesdk.harness.worker.system import DEVICE_TREES
 
@@ -65,7 +66,7 @@ def facts(seen: Mapping[str, str], reason: str) -> dict[str, Any]:
         "emulated": is_emulated(seen.get(EMULATED_FILE), seen.get("/proc/cmdline")),
         "machine_id": seen.get("/etc/machine-id") or None, "libc": seen.get("libc") or None,
         "memory_cgroup": None if controllers is None else "memory" in controllers.split(),
-        "jetson_release": (seen.get("/etc/nv_tegra_release") or "")[:400] or None,
+        "jetson_release": (seen.get(RELEASE) or "")[:400] or None,
         "mem_total_bytes": parse_meminfo(seen.get("/proc/meminfo", "")).get("MemTotal"),
         "power": {"sensor": None, "reason": reason}, "runtimes": {}, **snapshot(seen),
     }

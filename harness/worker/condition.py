@@ -11,6 +11,7 @@ import subprocess
 import time
 from typing import Any
 
+from edgesdk.harness.worker import memory
 from edgesdk.harness.worker.system import PROC, SYS, device_tree, read_int, read_text
 
 VCGENCMD_SECONDS = 2.0
@@ -123,8 +124,9 @@ class Watch:
         if bits is not None:
             self.bits_now = (self.bits_now or 0) | bits
         self.alarm = self.alarm or _undervolt_alarm()
-        for key, value in _status(self.pid).items():
-            setattr(self, key, max(getattr(self, key), value))
+        seen = memory.status(self.pid)
+        self.anonymous = max(self.anonymous, seen.get("RssAnon", 0))
+        self.file = max(self.file, seen.get("RssFile", 0))
         self._read(bits)
 
     def end(self) -> "dict[str, Any]":
@@ -182,19 +184,6 @@ class Watch:
                 clock = value if clock is None else min(clock, value)
         if len(self.trace) < TRACE_LIMIT:
             self.trace.append([round(time.monotonic() - self.start, 3), heat, clock, bits])
-
-
-def _status(pid: int) -> "dict[str, int]":
-    """Anonymous and file-backed bytes of a process, by /proc/PID/status."""
-    found = {}
-    names = {"RssAnon": "anonymous", "RssFile": "file"}
-    for name, kib in re.findall(r"^(RssAnon|RssFile):\s+([0-9]{1,15}) kB$", _status_text(pid), re.MULTILINE):
-        found[names[name]] = int(kib) * 1024
-    return found
-
-
-def _status_text(pid: int) -> str:
-    return read_text(f"{PROC}/{pid}/status", 1 << 16) or "" if pid else ""
 
 
 def _delta(before: "int | None", after: "int | None") -> "int | None":

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from edgesdk.harness.worker import blocks, memory, store
+from edgesdk.harness.worker import blocks, gpu, memory, store
 from edgesdk.harness.worker.system import device_tree, read_text
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec",)
@@ -135,9 +135,8 @@ class Engine:
         if self.version in (None, "unknown"):
             raise Failed("neither trtexec nor its library says which TensorRT this is: an engine could not be kept")
         board = device_tree("serial-number") or read_text("/etc/machine-id") or ""
-        release = read_text("/etc/nv_tegra_release", 400) or ""
         folder = os.path.abspath(folder)
-        depends = "\n".join([os.path.basename(folder), board, release, str(self.version)] + self.options)
+        depends = "\n".join([os.path.basename(folder), board, gpu.release() or "", str(self.version)] + self.options)
         name = hashlib.sha256(depends.encode()).hexdigest() + ".plan"
         self.plan = os.path.join(os.path.dirname(os.path.dirname(folder)), "engines", name)
 

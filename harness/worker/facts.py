@@ -146,7 +146,7 @@ def collect() -> "dict[str, Any]":
         "emulated": is_emulated(read_text(EMULATED_FILE), read_text("/proc/cmdline")),
         "machine_id": read_text("/etc/machine-id"), "memory_cgroup": _memory_cgroup(),
         "command_line_sha256": _command_line(), "firmware": _firmware(),
-        "jetson_release": read_text("/etc/nv_tegra_release", 400), "libc": _libc(), "linger": launch.has_linger(),
+        "jetson_release": gpu.release(), "libc": _libc(), "linger": launch.has_linger(),
         "mem_total_bytes": memory.get("MemTotal"),
         "python": ".".join(str(part) for part in sys.version_info[:3]), "rapl": rails,
         "power": sensors.describe(),

@@ -3,31 +3,37 @@
 import os
 import re
 
-from edgesdk.harness.worker.system import read_text
+from edgesdk.harness.worker.system import PROC, read_text
 
 CGROUPS = "/sys/fs/cgroup"
 NVMAP = "/sys/kernel/debug/nvmap/iovmm/clients"
+CLIENT = re.compile(r"^\S+[ \t]+(\S.{0,60}?)[ \t]+([0-9]{1,9})[ \t]+([0-9]{1,15})K$", re.MULTILINE)
 UNIT = "edgesdk-"
 
 
 def memory_numbers() -> "dict[str, int | None]":
     """`peak_rss` (VmHWM), `anon` and `file` (resident now), `pss` (shared pages divided), `cgroup_peak` where the job
     has a control group of its own, `nvmap` (memory that a Jetson's GPU shares)."""
-    status = _kilobytes(read_text("/proc/self/status", 1 << 16) or "")
-    rollup = _kilobytes(read_text("/proc/self/smaps_rollup", 1 << 16) or "")
+    own = status(os.getpid())
+    rollup = _kilobytes(read_text(PROC + "/self/smaps_rollup", 1 << 16) or "")
     return {
-        "peak_rss": status.get("VmHWM"), "anon": status.get("RssAnon"), "file": status.get("RssFile"),
-        "pss": rollup.get("Pss"), "cgroup_peak": _cgroup_peak(), "nvmap": nvmap(read_text(NVMAP) or "", os.getpid()),
+        "peak_rss": own.get("VmHWM"), "anon": own.get("RssAnon"), "file": own.get("RssFile"),
+        "pss": rollup.get("Pss"), "cgroup_peak": _cgroup_peak(), "nvmap": _nvmap(os.getpid()),
     }
 
 
 def seen_of(pid: int) -> "dict[str, int]":
     """What can be seen of another process while it runs, at little cost to it: its peak and present pages, and what it
     holds of a Jetson's shared memory; what is not there is left out."""
-    status = _kilobytes(read_text(f"/proc/{pid}/status", 1 << 16) or "")
-    found = {"peak_rss": status.get("VmHWM"), "anon": status.get("RssAnon"), "file": status.get("RssFile"),
-             "nvmap": nvmap(read_text(NVMAP) or "", pid)}
+    seen = status(pid)
+    found = {"peak_rss": seen.get("VmHWM"), "anon": seen.get("RssAnon"), "file": seen.get("RssFile"),
+             "nvmap": _nvmap(pid)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def status(pid: int) -> "dict[str, int]":
+    """Bytes by the kernel's names of /proc/PID/status: `VmHWM`, `RssAnon`, `RssFile` …; {} where nothing runs."""
+    return _kilobytes(read_text(f"{PROC}/{pid}/status", 1 << 16) or "")
 
 
 def _kilobytes(text: str) -> "dict[str, int]":
@@ -43,7 +49,17 @@ def _cgroup_peak() -> "int | None":
     return int(text) if re.match(r"^[0-9]{1,18}$", text) else None
 
 
-def nvmap(text: str, pid: int) -> "int | None":
-    """Bytes of a process in `nvmap/iovmm/clients`; None where the process has no line."""
-    sizes = re.findall(rf"^\S+\s+.+?\s+{int(pid)}\s+([0-9]{{1,15}})K$", text, re.MULTILINE)
-    return sum(int(size) for size in sizes) * 1024 if sizes else None
+def clients() -> "list[tuple[str, int, int]]":
+    """(program, process, bytes) of everyone who holds memory of a Jetson's GPU; [] elsewhere, and without root."""
+    return parse_clients(read_text(NVMAP) or "")
+
+
+def parse_clients(text: str) -> "list[tuple[str, int, int]]":
+    """As `clients`, of a file `nvmap/iovmm/clients`; the line of the total is left out."""
+    return [(name, int(pid), int(kib) * 1024) for name, pid, kib in CLIENT.findall(text)]
+
+
+def _nvmap(pid: int) -> "int | None":
+    """Bytes of a process; None where it has no line."""
+    sizes = [size for _, process, size in clients() if process == pid]
+    return sum(sizes) if sizes else None

@@ -96,39 +96,54 @@ class TegrastatsSensor(Sensor):
     paced = True
 
     def __init__(self, command: str, period_s: float = 0.1) -> None:
-        self.process = subprocess.Popen(
-            [command, "--interval", str(int(period_s * 1000))], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self.pending = b""
+        self.lines = Lines([command, "--interval", str(int(period_s * 1000))])
         rails = []  # type: list[str]
         deadline = time.monotonic() + COMMAND_SECONDS
         while not rails and time.monotonic() < deadline:
-            rails = sorted(self._line())
+            rails = sorted(self._powers())
         total = parsers.total_of(rails) or ([], "")
         Sensor.__init__(self, "tegrastats", total[1], rails, total[0], period_s)
 
     def read(self) -> "list[int | None]":
-        found = self._line()
+        found = self._powers()
         return [found[rail] * 1000 if rail in found else None for rail in self.rails]
 
-    def _line(self) -> "dict[str, int]":
-        """Milliwatts of the next whole line; {} where none comes within a second."""
-        assert self.process.stdout is not None
-        while b"\n" not in self.pending and len(self.pending) < parsers.LONGEST:
-            if not select.select([self.process.stdout], [], [], 1.0)[0]:
-                return {}
-            data = os.read(self.process.stdout.fileno(), 4096)
-            if not data:
-                time.sleep(0.05)  # it ended
-                return {}
-            self.pending += data
-        line, _, self.pending = self.pending.partition(b"\n")
-        found = parsers.parse_tegrastats(line.decode("utf-8", "replace"))
+    def _powers(self) -> "dict[str, int]":
+        """Milliwatts of the next line; {} where none comes within a second."""
+        found = parsers.parse_tegrastats(self.lines.next(1.0) or "")
         rails = found["rails"] if found else {}  # type: dict[str, int]
         return rails
 
     def close(self) -> None:
+        self.lines.close()
+
+
+class Lines:
+    """The lines of a program that goes on for ever, until `close`; OSError where it cannot be started."""
+
+    def __init__(self, argv: "list[str]") -> None:
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self.pending = b""
+
+    def next(self, seconds: float) -> "str | None":
+        """The next whole line; None where there is none in time."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self.pending and len(self.pending) < parsers.LONGEST:
+            if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return None
+            data = os.read(self.process.stdout.fileno(), 4096)
+            if not data:
+                time.sleep(0.05)  # it ended: who asks again and again must not be kept busy
+                return None
+            self.pending += data
+        line, _, self.pending = self.pending.partition(b"\n")
+        return line.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """End the program."""
         assert self.process.stdout is not None
         self.process.stdout.close()
         try:

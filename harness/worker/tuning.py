@@ -21,8 +21,11 @@ POWER_MODE = re.compile(r"NV Power Mode: ([A-Za-z0-9_.-]{1,40})")
 POWER_MODELS = re.compile(r"POWER_MODEL ID=([0-9]{1,3}) NAME=([A-Za-z0-9_.-]{1,40})")
 
 
-def run(argv: "list[str]", root: bool = False, data: bytes = b"") -> "str | None":
-    """Output of a program, as root by `sudo -n` where asked and needed; None where it is missing or fails."""
+def run(
+    argv: "list[str]", root: bool = False, data: bytes = b"", seconds: float = COMMAND_SECONDS
+) -> "str | None":
+    """Output of a program, as root by `sudo -n` where asked and needed; None where it is missing, fails, or does not
+    end in `seconds`."""
     program = shutil.which(argv[0])
     if program is None:
         return None
@@ -36,7 +39,7 @@ def run(argv: "list[str]", root: bool = False, data: bytes = b"") -> "str | None
     except OSError:
         return None
     try:
-        output = process.communicate(data, timeout=COMMAND_SECONDS)[0]
+        output = process.communicate(data, timeout=seconds)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

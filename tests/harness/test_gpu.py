@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesdk.harness.worker import gpu, ready
+from edgesdk.harness.worker import gpu, memory, ready
 
 CLIENTS = """CLIENT                        PROCESS      PID        SIZE
 user                         gpu_burn     7979   23525644K
@@ -25,7 +25,7 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "release").write_text("# R36 (release), REVISION: 4.4")
     (tmp_path / "bin").mkdir()
     monkeypatch.setattr(gpu, "RELEASE", str(tmp_path / "release"))
-    monkeypatch.setattr(gpu, "NVMAP", str(tmp_path / "clients"))
+    monkeypatch.setattr(memory, "NVMAP", str(tmp_path / "clients"))
     monkeypatch.setattr(gpu, "SYS", str(tmp_path / "sys"))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     return tmp_path
@@ -63,7 +63,7 @@ def test_tegrastats_where_sys_does_not_tell(jetson: Path) -> None:
     """One line is read of a program that never ends; Thor's has no percentage."""
     command(jetson, "tegrastats", f"while :; do echo '{LINE}'; sleep 0.1; done\n")
     assert gpu.load() == 0.37
-    assert gpu.parse_gr3d(THOR) is None
+    assert gpu.parse_load(THOR) is None
 
 
 def test_other_boards_are_not_asked(jetson: Path) -> None:
@@ -73,18 +73,45 @@ def test_other_boards_are_not_asked(jetson: Path) -> None:
     assert gpu.users() == [] and gpu.load() is None
 
 
-@given(st.text())
-def test_parsers_survive_junk(text: str) -> None:
-    """Nothing, or something plausible."""
-    share = gpu.parse_gr3d(text)
-    assert share is None or 0 <= share <= 1
-    assert all(pid >= 0 for pid in gpu.parse_apps(text)) and isinstance(gpu.parse_clients(text), list)
+def test_who_holds_memory_of_the_gpu() -> None:
+    """Name, process and bytes; the head and the total are nobody."""
+    assert memory.parse_clients(CLIENTS) == [("gpu_burn", 7979, 23525644 << 10), ("Xorg", 2651, 17876 << 10)]
+
+
+NAMES = st.sampled_from(["gpu_burn", "Xorg", "python3 -m x", "7"])
+CLIENT_LINES = st.tuples(NAMES, st.integers(0, 10**10), st.integers(0, 10**16))
+JUNK = st.sampled_from(["", "CLIENT PROCESS PID SIZE", "total 23549320K", "user x -1 3K", "user 5 3K", "user x 5 3M"])
+
+
+@given(st.lists(CLIENT_LINES | JUNK, max_size=6))
+def test_clients_of_any_numbers(entries: list[tuple[str, int, int] | str]) -> None:
+    """Exactly the lines that have all three, with a process number and a size that can be true."""
+    lines = [entry if isinstance(entry, str) else "user {} {} {}K".format(*entry) for entry in entries]
+    wanted = [entry for entry in entries if not isinstance(entry, str) and entry[1] < 10**9 and entry[2] < 10**15]
+    assert memory.parse_clients("\n".join(lines)) == [(name, pid, kib << 10) for name, pid, kib in wanted]
+
+
+@given(st.integers(0, 10**4), st.integers(0, 10**6), st.text(max_size=5))
+def test_loads_of_any_numbers(percent: int, clock: int, text: str) -> None:
+    """The share, at most 1; four digits are none, and neither is a line that does not begin as one of tegrastats."""
+    line = f"GR3D_FREQ {percent}%@[{clock}] {text}"
+    assert gpu.parse_load(f"RAM 1/2MB {line}") == (min(1.0, percent / 100) if percent < 1000 else None)
+    assert gpu.parse_load(line) is None
+
+
+@given(st.lists(st.builds("{}, {} MiB".format, st.integers(0, 10**10), st.integers()) | st.text(max_size=9)))
+def test_apps_of_any_numbers(lines: list[str]) -> None:
+    """Process numbers of nine digits at most, each once, in order."""
+    found = gpu.parse_apps("\n".join(lines))
+    assert found == sorted(set(found)) and all(0 <= pid < 10**9 for pid in found)
+    left_out = {int(line.split(",")[0]) for line in lines if line.endswith(" MiB")} - set(found)
+    assert all(pid >= 10**9 for pid in left_out)
 
 
 def test_a_silent_tegrastats_is_not_waited_for(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No line, or half of one, in time: nothing is known."""
     monkeypatch.setattr(gpu, "COMMAND_SECONDS", 0.3)
-    for text in ("exec sleep 60\n", "printf 'GR3D_FREQ 37%%'; exec sleep 60\n"):
+    for text in ("exec sleep 60\n", "printf 'RAM 1/2MB GR3D_FREQ 37%%'; exec sleep 60\n"):
         command(jetson, "tegrastats", text)
         assert gpu.load() is None
     command(jetson, "tegrastats", f"echo '{LINE}'; exec sleep 60\n")
