@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from boards_host import leases_in
 
 from edgesdk.cli.output import say
 from edgesdk.harness import emulate
@@ -27,8 +27,6 @@ from edgesdk.targets import load_target
 CHIP = "/sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
 PERIOD_S, STEP_S, MILLIVOLTS = 4.0, 0.05, 5000
 GENEROUS_MJ = 100_000  # a goal that asks for energy and excludes nobody
-
-
 HUNGRY = 4  # times the power, while the candidate of fewest instructions is measured
 
 
@@ -63,9 +61,11 @@ def run(names: list[str]) -> dict[str, Any]:
     On an emulated board the fewest instructions take the least time, and by one recording the least energy too. So the
     int8 NEON build is measured while a board that draws more is replayed, and chosen or not among all of them.
     """
-    with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name, emulate.emulated(load_target("jetson")) as board:
+    with (
+        tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name, leases_in(Path(name)),
+        emulate.emulated(load_target("jetson")) as board,
+    ):
         folder = Path(name)
-        os.environ["EDGESDK_LEASES"] = str(folder / "leases.sqlite")
         usual, energies, errors = _build(board, folder / "usual", ("int8", "int8-dynamic"), ("neon", "tflite"), 1)
         hungry, more_energies, more_errors = _build(board, folder / "hungry", ("int8",), ("neon",), HUNGRY)
     again = {entry.name: entry for entry in hungry.candidates}

@@ -39,6 +39,13 @@ OVERHEAD_LIMIT_S = 1.5
 
 
 @contextlib.contextmanager
+def leases_in(folder: Path) -> Iterator[None]:
+    """Leases lie in a folder of the benchmark's own."""
+    with patch.dict(os.environ, {"EDGESDK_LEASES": str(folder / "leases.sqlite")}):
+        yield
+
+
+@contextlib.contextmanager
 def loopback() -> Iterator[tuple[Board, Path]]:
     """This machine as a board behind a real sshd on a port of 127.0.0.1, and a folder; leases lie in the folder."""
     sys.path.insert(0, str(TESTS))
@@ -46,17 +53,9 @@ def loopback() -> Iterator[tuple[Board, Path]]:
 
     with tempfile.TemporaryDirectory(prefix="edgesdk-bench-") as name:
         folder = Path(name)
-        before = os.environ.get("EDGESDK_LEASES")
-        os.environ["EDGESDK_LEASES"] = str(folder / "leases.sqlite")
-        try:
-            with run_sshd(folder / "sshd", folder / "home") as server:
-                (folder / "known_hosts").write_text(server.known_hosts_line())
-                yield server.board(folder / "known_hosts"), folder
-        finally:
-            if before is None:
-                del os.environ["EDGESDK_LEASES"]
-            else:
-                os.environ["EDGESDK_LEASES"] = before
+        with leases_in(folder), run_sshd(folder / "sshd", folder / "home") as server:
+            (folder / "known_hosts").write_text(server.known_hosts_line())
+            yield server.board(folder / "known_hosts"), folder
 
 
 def demo_artifact(folder: Path, kind: str = "neon", target: str = "host") -> Path:

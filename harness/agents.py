@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from edgesdk.harness import answers
 from edgesdk.harness.energy.part import metering
 from edgesdk.harness.evict import evict
 from edgesdk.harness.facts import NoPython, check_identity, collect_facts, deploy_worker
-from edgesdk.harness.job import run_job
+from edgesdk.harness.job import Progress, run_job
 from edgesdk.harness.leases import Lease
 from edgesdk.harness.session import Session
 from edgesdk.harness.shell import snapshot
@@ -19,8 +19,7 @@ from edgesdk.harness.shell.job import ask, send_worker
 from edgesdk.harness.shell.measure import LOST, REASON, ShellMeasurement
 
 MAKE_ROOM_BYTES = 1 << 40  # all that may go: `df` did not know that the disk would not do
-Progress = Callable[[str, int, int], None]
-Ran = tuple[dict[str, Any], list[dict[str, Any]], Path]
+Finished = tuple[dict[str, Any], list[dict[str, Any]], Path]
 
 
 class Agent(Protocol):
@@ -31,7 +30,7 @@ class Agent(Protocol):
     def run(
         self, request: dict[str, Any], blobs: Mapping[str, Path], workdir: Path, progress: Progress, lease: Lease,
         profile: str,
-    ) -> Ran:
+    ) -> Finished:
         """Do a job: the result, the records of its candidates with energy, the folder of the raw files.
 
         Raises:
@@ -62,7 +61,7 @@ class PythonAgent:
     def run(
         self, request: dict[str, Any], blobs: Mapping[str, Path], workdir: Path, progress: Progress, lease: Lease,
         profile: str,
-    ) -> Ran:
+    ) -> Finished:
         with metering(self.session, self.worker, profile) as meter:
             request = {**request, "energy": meter.request}
             result, raw = with_room(
@@ -87,7 +86,7 @@ class ShellAgent:
     def run(
         self, request: dict[str, Any], blobs: Mapping[str, Path], workdir: Path, progress: Progress, lease: Lease,
         profile: str,
-    ) -> Ran:
+    ) -> Finished:
         def once() -> tuple[dict[str, Any], Path]:
             job = ShellMeasurement(self.session, self.worker, request, blobs, workdir, progress, lease)
             return job.run(self.facts, snapshot.free_bytes(self.seen))
@@ -97,10 +96,10 @@ class ShellAgent:
 
 
 def with_room(
-    session: Session, lease: Lease, keep: Sequence[str] | Mapping[str, Path],
-    job: Callable[[], tuple[dict[str, Any], Path]],
+    session: Session, lease: Lease, keep: Mapping[str, Path], job: Callable[[], tuple[dict[str, Any], Path]]
 ) -> tuple[dict[str, Any], Path]:
-    """A job; where the board's disk is full of files of ours while it runs, they go, and it runs once more."""
+    """A job; where the board's disk is full of files of ours while it runs, all but the blobs `keep` go, and it runs once
+    more."""
     try:
         return job()
     except DiskFull:
@@ -108,4 +107,3 @@ def with_room(
         if not evict(session, MAKE_ROOM_BYTES, keep):
             raise
     return job()
-
