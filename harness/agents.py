@@ -98,8 +98,8 @@ class ShellAgent:
 def with_room(
     session: Session, lease: Lease, keep: Mapping[str, Path], job: Callable[[], tuple[dict[str, Any], Path]]
 ) -> tuple[dict[str, Any], Path]:
-    """A job; where the board's disk is full of files of ours while it runs, all but the blobs `keep` go, and it runs once
-    more."""
+    """A job; where the board's disk is full of files of ours while it runs, they go but for the blobs `keep`, and it
+    runs once more."""
     try:
         return job()
     except DiskFull:
