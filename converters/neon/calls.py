@@ -35,7 +35,14 @@ from edgesdk.converters.neon.plan import (
     Table,
     Tensor,
 )
-from edgesdk.converters.neon.specialize import AttendStatic, NormalizeStatic, exponent, powers
+from edgesdk.converters.neon.specialize import (
+    AttendStatic,
+    ByRow,
+    NormalizeStatic,
+    QuantizeAsMade,
+    exponent,
+    powers,
+)
 from edgesdk.converters.neon.storage import SmallRows, Stored, pack_rows
 
 LARGE_TABLE = 1 << 20  # bytes from which on rows that no token asks for are kept out of memory
@@ -153,10 +160,12 @@ class Calls:
                     f"edge_quantize({self.floats(step.source)}, {stride(step.source)}, {rows}, {result.columns}, "
                     f"{_float(inverse)}, {step.encoding.zero_point}, {self.bytes(result)}, {stride(result)});"
                 )
+            case QuantizeAsMade():
+                return self.by_row(step.maker, "_quantized", self.quantized(step))
             case QuantizeRows():
                 return (
                     f"edge_quantize_rows({self.floats(step.source)}, {stride(step.source)}, {rows}, {result.columns}, "
-                    f"{self.scales(step.scales)}, {self.bytes(result)}, {stride(result)});"
+                    f"{self.quantized(step)});"
                 )
             case Lookup():
                 entries = np.empty(256, np.uint8)
@@ -173,18 +182,8 @@ class Calls:
                     f"{_float(step.epsilon)}, {floats}, {_float(inverse)}, {step.encoding.zero_point}, "
                     f"{self.bytes(result)}, {stride(result)});"
                 )
-            case Normalize():
-                return (
-                    f"edge_layernorm({self.floats(step.source)}, {rows}, {result.columns}, {stride(result)}, "
-                    f"{self.weight(step.weight, 'float')}, {self.weight(step.bias, 'float')}, {_float(step.epsilon)}, "
-                    f"{self.floats(result)});"
-                )
-            case RootNormalize():
-                return (
-                    f"edge_rmsnorm({self.floats(step.source)}, {rows}, {result.columns}, {stride(result)}, "
-                    f"{self.weight(step.weight.astype(np.float32), 'float')}, {_float(step.epsilon)}, "
-                    f"{self.floats(result)});"
-                )
+            case Normalize() | RootNormalize() | Activate():
+                return self.by_row(step)
             case Rotate():
                 first = f" + (size_t)past * {step.size}" if step.source.tokens else ""
                 angles = ", ".join(f"{self.weight(table, 'float')}{first}" for table in (step.cosine, step.sine))
@@ -202,9 +201,6 @@ class Calls:
                     f"edge_add({self.floats(step.left)}, {self.floats(step.right)}, {rows}, {stride(result)}, "
                     f"{self.floats(result)});"
                 )
-            case Activate():
-                source = self.floats(step.source)
-                return f"edge_{step.kind}({source}, {rows}, {stride(result)}, {self.floats(result)});"
             case AttendStatic():
                 return self.attend_static(step)
             case AttendCached():
@@ -220,6 +216,28 @@ class Calls:
                 return f"edge_mean({source}, {length}, {result.columns}, {stride(result)}, {self.floats(result)});"
             case _:
                 raise AssertionError(f"no code for {type(step).__name__}")
+
+    def by_row(self, step: ByRow, suffix: str = "", *more: str) -> str:
+        """The call of the kernel, whose name ends in `suffix`, that makes rows of floats; `more` are its last
+        arguments."""
+        match step:
+            case Normalize():
+                name, constants = "layernorm", [
+                    self.weight(step.weight, "float"), self.weight(step.bias, "float"), _float(step.epsilon)
+                ]
+            case RootNormalize():
+                weight = self.weight(step.weight.astype(np.float32), "float")
+                name, constants = "rmsnorm", [weight, _float(step.epsilon)]
+            case Activate():
+                name, constants = step.kind, []
+        result = step.result
+        sizes = [_rows(result), str(result.columns), str(stride(result))]
+        arguments = [self.floats(step.source), *sizes, *constants, self.floats(result), *more]
+        return f"edge_{name}{suffix}({', '.join(arguments)});"
+
+    def quantized(self, step: QuantizeRows) -> str:
+        """Where the integers of rows go, with their scales and zero points."""
+        return f"(edge_quantized){{{self.scales(step.scales)}, {self.bytes(step.result)}, {stride(step.result)}}}"
 
     def dense(self, step: Dense) -> str:
         result, rows, source = step.result, _rows(step.result), step.source

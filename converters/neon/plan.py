@@ -1,7 +1,8 @@
 """The plan: what the generated program does, as a list of steps between float tensors and packed int8 tensors.
 
 `trace.py` makes the first list from the graph, `fuse.py` merges and quantizes it, `emit.py` writes it as C. Tensors
-are two-dimensional, [rows, columns], and named; every tensor is written by one step (and by a `Lookup` in place).
+are two-dimensional, [rows, columns], and named; every tensor is written by one step (and in place by a `Lookup`, or by
+a `QuantizeAsMade` of `specialize.py`).
 """
 
 from __future__ import annotations

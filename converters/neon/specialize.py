@@ -1,5 +1,5 @@
-"""Plan → plan for one kernel set: int8 attention where the set has it, LayerNorm that quantizes what it writes, and
-sparse projections that lie side by side in whole panels.
+"""Plan → plan for one kernel set: int8 attention where the set has it, steps that quantize each row as they make it,
+and sparse projections that lie side by side in whole panels.
 
 The first two need steps in a row, so nothing moves in or out of a branch.
 """
@@ -16,13 +16,27 @@ from edgesdk.converters.integer_share import INTEGER_FORMS
 from edgesdk.converters.neon.fuse import uses
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import ALIGN, round_up
-from edgesdk.converters.neon.plan import Attend, Dense, DenseStatic, Normalize, Plan, Quantize, Step, Tensor
+from edgesdk.converters.neon.plan import (
+    Activate,
+    Attend,
+    Dense,
+    DenseStatic,
+    Normalize,
+    Plan,
+    Quantize,
+    QuantizeRows,
+    RootNormalize,
+    Step,
+    Tensor,
+)
 from edgesdk.converters.neon.storage import pack_blocks, sparse_from
 
 FRACTION_BITS = 10  # EDGE_FRACTION: of the exponents of softmax; 16 bits hold -32 to 32
 # 2^(g / 2) for g from -1 to 1, divided by its first coefficient (minimax, relative error 7.5e-5).
 POWERS = (1.0, 0.34665542, 0.06065714, 0.00689696)
 LARGEST_POWER = 23160  # times 2^(1 / 2), where g is 1, is the most that int16 holds
+
+ByRow = Normalize | RootNormalize | Activate  # they make a whole row from a row of their source
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,16 @@ class NormalizeStatic(Normalize):
 
     encoding: Encoding = Encoding(1.0, 0)
     floats: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QuantizeAsMade(QuantizeRows):
+    """`maker` writes `source`; each of its rows is quantized as soon as it is there."""
+
+    maker: ByRow
+
+    def reads(self) -> tuple[Tensor, ...]:
+        return (*self.maker.reads(), *super().reads())
 
 
 def specialize(plan: Plan, kernels: KernelSet) -> Plan:
@@ -117,16 +141,20 @@ def powers(keys: int) -> tuple[int, int, int, int]:
 
 
 def quantize_in_place(steps: list[Step], output: Tensor) -> list[Step]:
-    """LayerNorm → quantization become one step."""
+    """LayerNorm → static quantization become one step, and so do all that work by rows → quantization by rows."""
     count, rewritten = uses(steps), list[Step]()
     for step in steps:
         last = rewritten[-1] if rewritten else None
+        kept = last is not None and (count[last.result.name] > 1 or last.result == output)
         if isinstance(step, Quantize) and type(last) is Normalize and step.source == last.result:
-            kept = count[last.result.name] > 1 or last.result == output
             rewritten[-1] = NormalizeStatic(
                 step.result, last.source, last.weight, last.bias, last.epsilon, step.encoding,
                 last.result if kept else None,
             )
+        elif type(step) is QuantizeRows and isinstance(last, ByRow) and step.source == last.result:
+            if not kept and count[last.source.name] == 1 and last.source != output:
+                last = replace(last, result=last.source)  # nobody reads either of them again
+            rewritten[-1] = QuantizeAsMade(step.result, last.result, step.scales, last)
         else:
             rewritten.append(step)
     return rewritten

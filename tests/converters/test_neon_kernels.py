@@ -56,6 +56,21 @@ static void get(int count) {
 }
 static void put(const void *data, size_t bytes) { fwrite(data, 1, bytes, out); }
 
+/* Rows of a kernel by its place in `BY_ROW`: p is that, rows, width and stride; quantized unless `to` is NULL. */
+static void make_rows(int kind, const float *x, float epsilon, float *out, const edge_quantized *to) {
+  typedef void floats(const float *, int, int, int, float *);
+  typedef void integers(const float *, int, int, int, float *, edge_quantized);
+  floats *const makers[] = {edge_gelu, edge_gelu_tanh, edge_relu, edge_silu, edge_tanh};
+  integers *const quantizers[] = {edge_gelu_quantized, edge_gelu_tanh_quantized, edge_relu_quantized,
+                                  edge_silu_quantized, edge_tanh_quantized};
+  if (kind == 0 && to) edge_layernorm_quantized(x, p[1], p[2], p[3], array[1], array[2], epsilon, out, *to);
+  else if (kind == 0) edge_layernorm(x, p[1], p[2], p[3], array[1], array[2], epsilon, out);
+  else if (kind == 1 && to) edge_rmsnorm_quantized(x, p[1], p[2], p[3], array[1], epsilon, out, *to);
+  else if (kind == 1) edge_rmsnorm(x, p[1], p[2], p[3], array[1], epsilon, out);
+  else if (to) quantizers[kind - 2](x, p[1], p[2], p[3], out, *to);
+  else makers[kind - 2](x, p[1], p[2], p[3], out);
+}
+
 int main(int argc, char **argv) {
   if (argc != 3 || !(in = fopen(argv[1], "rb")) || !(out = fopen(argv[2], "wb"))) return 2;
   int command;
@@ -91,7 +106,7 @@ int main(int argc, char **argv) {
         break;
       case 5: {
         static int32_t zeros[64];
-        edge_quantize_rows(array[0], p[0], p[1], p[2], result, zeros, packed, p[4]);
+        edge_quantize_rows(array[0], p[0], p[1], p[2], (edge_quantized){result, zeros, packed, p[4]});
         put(packed, (size_t)p[5]);
         put(result, (size_t)p[1] * 4);
         put(zeros, (size_t)p[1] * 4);
@@ -114,9 +129,9 @@ int main(int argc, char **argv) {
         floats = (size_t)p[0] * p[2];
         break;
       case 10: {
-        void (*const kinds[])(const float *, int, int, float *) = {edge_gelu, edge_gelu_tanh, edge_relu, edge_tanh,
-                                                                            edge_silu};
-        kinds[p[2]](array[0], p[0], p[1], result);
+        void (*const kinds[])(const float *, int, int, int, float *) = {edge_gelu, edge_gelu_tanh, edge_relu, edge_tanh,
+                                                                        edge_silu};
+        kinds[p[2]](array[0], p[0], p[1], p[1], result);
         floats = (size_t)p[0] * p[1];
         break;
       }
@@ -166,6 +181,18 @@ int main(int argc, char **argv) {
         floats = p[3] ? (size_t)p[0] * p[2] : 0;
         break;
       }
+      case 34: { /* rows that are made, then quantized; p[4]: by two kernels, by one, by one in the place of x */
+        static int32_t zeros[64];
+        const edge_quantized to = {scratch, zeros, packed, p[3]};
+        if (p[4] == 2) memcpy(result, array[0], size_of(0, 1));
+        make_rows(p[0], p[4] == 2 ? result : array[0], real, result, p[4] ? &to : NULL);
+        if (!p[4]) edge_quantize_rows(result, p[3], p[1], p[2], to);
+        put(packed, (size_t)p[5]);
+        put(scratch, (size_t)p[1] * 4);
+        put(zeros, (size_t)p[1] * 4);
+        floats = (size_t)p[1] * p[3];
+        break;
+      }
       case 31:
         edge_rmsnorm(array[0], p[0], p[1], p[2], array[1], real, result);
         floats = (size_t)p[0] * p[2];
@@ -191,6 +218,7 @@ int main(int argc, char **argv) {
   return fclose(out) ? 6 : 0;
 }
 """
+BY_ROW = ("layernorm", "rmsnorm", "gelu", "gelu_tanh", "relu", "silu", "tanh")  # the kinds of `make_rows`
 QEMU_CPU = {"base": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
 # The tile of AVX-VNNI in the encoding of AVX512-VNNI, for CPUs that have only that.
 EVEX = replace(
@@ -597,6 +625,41 @@ def test_layernorm_into_packed(driver: Driver) -> None:
             before = integers
         else:
             np.testing.assert_array_equal(integers, before)
+
+
+def quantized_rows(data: bytes, m: int, n: int, kernels: KernelSet) -> list[np.ndarray]:
+    """The answer to command 34: floats and integers [m, n], scales and zero points [m]."""
+    stride = round_up(n, ALIGN)
+    integers, rest = data[: round_up(m, ROWS) * stride], data[round_up(m, ROWS) * stride :]
+    scale, zero = np.frombuffer(rest[: 4 * m], np.float32), np.frombuffer(rest[4 * m : 8 * m], np.int32)
+    return [floats(rest[8 * m :], stride, n), unpack_a(np.frombuffer(integers, np.int8), m, n, kernels), scale, zero]
+
+
+@pytest.mark.parametrize("padding", [np.nan, 1e9])
+def test_rows_quantized_as_they_are_made(driver: Driver, padding: float) -> None:
+    """One kernel that makes and quantizes rows, also in the place of its source, gives the bits of the two kernels, and
+    numpy's integers of these floats; whatever the columns of padding hold."""
+    rng, kernels, checks = np.random.default_rng(17), driver.kernels, []
+    for kind, name in enumerate(BY_ROW):
+        for m, n in [(1, 1), (2, 3), (3, 15), (4, 16), (5, 17), (9, 63), (8, 64), (7, 65), (13, 97), (2, 384)]:
+            x = (rng.standard_normal((m, n)) * 3 + rng.choice([-20, 0, 20])).astype(np.float32)
+            x[-1] = 0.0
+            arrays = [rows_of(x), *(rng.standard_normal(n).astype(np.float32) for _ in range(2))]
+            arrays[0][:, n:] = padding
+            stride = round_up(n, ALIGN)
+            size = round_up(m, ROWS) * stride
+            for way in range(3):
+                driver.call(34, [kind, m, n, stride, way, size], arrays, size + 8 * m + 4 * m * stride, real=1e-5)
+            checks.append((name, m, n))
+    answers = iter(driver.run())
+    for name, m, n in checks:
+        apart, together, in_place = (quantized_rows(next(answers), m, n, kernels) for _ in range(3))
+        integers, scale, zero = reference.quantize_rows(apart[0])
+        for found, expected in zip(apart[1:], (integers, scale, zero + kernels.flip), strict=True):
+            np.testing.assert_array_equal(found, expected, f"{name} {m} x {n}")
+        bits = [part.tobytes() for part in apart]
+        assert [part.tobytes() for part in together] == bits, f"{name} {m} x {n}"
+        assert [part.tobytes() for part in in_place] == bits, f"{name} {m} x {n}, in place"
 
 
 def test_rows(driver: Driver) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,16 @@ from edgesdk.converters.neon.plan import (
     DenseDynamic,
     DenseStatic,
     Lookup,
+    Normalize,
     Plan,
     Quantize,
     QuantizeRows,
+    RootNormalize,
     Step,
     Sum,
+    Tensor,
 )
+from edgesdk.converters.neon.specialize import NormalizeStatic, QuantizeAsMade, quantize_in_place, specialize
 from edgesdk.errors import ConvertError, UnsupportedOp
 from edgesdk.targets import load_target
 
@@ -73,20 +79,33 @@ def kinds(plan: Plan, kind: type[Step]) -> list[Step]:
     return [step for step in plan.steps if type(step) is kind]
 
 
+def assert_reads_what_was_written(plan: Plan) -> None:
+    written: set[str] = set()
+    for step in plan.steps:
+        mine = {step.result.name}
+        if isinstance(step, QuantizeRows):
+            mine.add(step.scales.name)
+        if isinstance(step, NormalizeStatic) and step.floats is not None:
+            mine.add(step.floats.name)
+        if isinstance(step, QuantizeAsMade):
+            assert {tensor.name for tensor in step.maker.reads()} <= written
+            mine.add(step.maker.result.name)
+        assert {tensor.name for tensor in step.reads()} <= written | mine
+        written |= mine
+    assert plan.output.name in written
+
+
 @pytest.mark.parametrize("kind", sorted(SPECS))
 @pytest.mark.parametrize("scheme", ["fp32", "w8a8", "w8a8-dynamic"])
 def test_plans_of_every_model(kind: str, scheme: str) -> None:
     """Steps read only what was written before; the arena of every kernel set is sound; layers fuse."""
     case = sample(kind, scheme)
     plan = make_plan(case.graph, case.sequence)
-    written: set[str] = set()
-    for step in plan.steps:
-        mine = {step.result.name} | ({step.scales.name} if isinstance(step, QuantizeRows) else set())
-        assert {tensor.name for tensor in step.reads()} <= written | mine
-        written |= mine
-    assert plan.output.name in written
+    assert_reads_what_was_written(plan)
     for kernels in KERNEL_SETS.values():
-        assert_no_overlap(lives(plan, kernels))
+        special = specialize(plan, kernels)
+        assert_reads_what_was_written(special)
+        assert_no_overlap(lives(special, kernels))
     layers = len(case.spec.layers)
     assert len(kinds(plan, Attend)) == layers and not kinds(plan, Sum)
     merged = [step for step in plan.steps if isinstance(step, Dense) and len(step.linears) == 3]
@@ -108,6 +127,41 @@ def test_dynamic_plans_quantize_each_source_once() -> None:
     case = sample("bert_pooler", "w8a8-dynamic")
     plan = make_plan(case.graph, case.sequence)
     assert len(kinds(plan, QuantizeRows)) == len(kinds(plan, DenseDynamic)) == 4 * len(case.spec.layers) + 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "makers"),
+    [
+        ("vit", {Normalize: 6, Activate: 3}), ("bert_pooler", {Normalize: 4, Activate: 3}),
+        ("features", {Normalize: 1, Activate: 1}), ("low_rank", {Normalize: 4, Activate: 3}),
+        ("llama", {RootNormalize: 4}), ("decoder", {Normalize: 4, Activate: 2}),
+    ],
+)
+def test_rows_are_quantized_as_they_are_made(kind: str, makers: dict[type[Step], int]) -> None:
+    """No norm and no activation is left in front of a quantization by rows; what is left follows attention, tiles, the
+    product of SwiGLU, the patches or the pooling, whose rows are not made one after the other."""
+    case = sample(kind, "w8a8-dynamic")
+    steps = specialize(make_plan(case.graph, case.sequence), KERNEL_SETS["dotprod"]).steps
+    assert Counter(type(step.maker) for step in steps if isinstance(step, QuantizeAsMade)) == makers
+    for last, step in itertools.pairwise(steps):
+        assert type(step) is not QuantizeRows or not isinstance(last, (Normalize, RootNormalize, Activate))
+    quantized = [step.source.name for step in steps if isinstance(step, QuantizeRows)]
+    assert len(quantized) == len(set(quantized))
+
+
+def test_rows_are_made_in_the_place_of_a_source_that_nobody_reads_again() -> None:
+    """Only a source and floats that serve nothing else share a buffer; floats of the output keep their own."""
+    one, two, packed, out = (Tensor(name, 4, 16) for name in ("one", "two", "packed", "out"))
+    scales = Tensor("scales", 4, 2, layout="row_scales")
+    steps: list[Step] = [Activate(two, one, "gelu"), QuantizeRows(packed, two, scales)]
+    (alone,) = quantize_in_place(steps, out)
+    assert alone == QuantizeAsMade(packed, one, scales, Activate(one, one, "gelu"))
+    apart = QuantizeAsMade(packed, two, scales, Activate(two, one, "gelu"))
+    for other in (Sum(out, one, packed), Sum(out, two, packed)):
+        assert quantize_in_place([*steps, other], out) == [apart, other]
+    assert quantize_in_place(steps, two) == quantize_in_place(steps, one) == [apart]
+    between = [steps[0], Sum(out, one, one), steps[1]]
+    assert quantize_in_place(between, out) == between
 
 
 def test_gelu_table_is_the_graph_arithmetic() -> None:

@@ -54,7 +54,8 @@ def case_of(kind: str, scheme: str) -> Sample:
     ("target", "kind", "scheme"),
     [
         ("host", "bert_pooler", "fp32"), ("host", "bert_mean_grouped", "w8a8"), ("host", "vit", "w8a8-dynamic"),
-        ("host", "branched", "w8a8"), ("host", "decoder", "fp32"),
+        ("host", "branched", "w8a8"), ("host", "decoder", "fp32"), ("host", "llama", "w8a8-dynamic"),
+        ("host", "vit_mean_grouped", "w8a8-dynamic"),
         ("raspberry-pi/5", "bert_pooler", "w8a8"), ("raspberry-pi/4", "bert_mean_grouped", "w8a8-dynamic"),
         (I8MM, "bert_mean_grouped", "w8a8"),
         ("host", "blocks", "w8a8"), ("host", "blocks", "w8a8-dynamic"), ("host", "bert_pooler", "w4a8"),

@@ -333,60 +333,6 @@ EDGE_INLINE void edge_put_row(int8_t *packed, int k, int row, int column, const 
 }
 #endif
 
-/* Static quantization of float rows into packed_a: clamp(round(x * inverse) + zero). */
-EDGE_KERNEL void edge_quantize(const float *x, int stride, int rows, int columns, float inverse, float zero,
-                               int8_t *out, int k) {
-  enum { GROUP = VW < 16 ? 16 / VW : 1 }; /* rows have whole groups of 16 */
-  for (int row = 0; row < rows; row++, x += stride)
-    for (int column = 0; column < columns; column += GROUP * VW) {
-      vf value[GROUP];
-      EDGE_UNROLL for (int i = 0; i < GROUP; i++) value[i] = vf_load(x + column + i * VW) * vf_splat(inverse);
-      edge_put_row(out, k, row, column, value, (int)zero);
-    }
-}
-
-/* The least and the largest of a row and 0. */
-EDGE_INLINE void edge_row_range(const float *x, int columns, float *least, float *largest) {
-  vf low[4], high[4];
-  EDGE_UNROLL for (int i = 0; i < 4; i++) low[i] = high[i] = vf_splat(0.0f);
-  int column = 0;
-  for (; column + 4 * VW <= columns; column += 4 * VW)
-    EDGE_UNROLL for (int i = 0; i < 4; i++) {
-      vf value = vf_load(x + column + i * VW);
-      low[i] = vf_min(low[i], value);
-      high[i] = vf_max(high[i], value);
-    }
-  for (; column < columns; column += VW) {
-    vf value = vf_load_upto(x + column, columns - column, 0.0f);
-    low[0] = vf_min(low[0], value);
-    high[0] = vf_max(high[0], value);
-  }
-  *least = vf_hmin(vf_min(vf_min(low[0], low[1]), vf_min(low[2], low[3])));
-  *largest = vf_hmax(vf_max(vf_max(high[0], high[1]), vf_max(high[2], high[3])));
-}
-
-/* Dynamic quantization, one scale and zero point for each row, whose range is made to hold 0. */
-EDGE_KERNEL void edge_quantize_rows(const float *x, int stride, int rows, int columns, float *row_scale,
-                                    int32_t *row_zero, int8_t *out, int k) {
-  enum { GROUP = VW < 16 ? 16 / VW : 1 }; /* rows have whole groups of 16 */
-  for (int row = 0; row < rows; row++, x += stride) {
-    float least, largest;
-    edge_row_range(x, columns, &least, &largest);
-    float scale = (largest - least) / 255.0f;
-    if (!(scale > 1e-30f)) scale = 1.0f;
-    float zero = rintf(-128.0f - least / scale);
-    zero = zero > 127.0f ? 127.0f : zero;
-    row_scale[row] = scale;
-    row_zero[row] = (int32_t)zero + FLIP;
-    vf inverse = vf_splat(1.0f / scale);
-    for (int column = 0; column < columns; column += GROUP * VW) {
-      vf value[GROUP];
-      EDGE_UNROLL for (int i = 0; i < GROUP; i++) value[i] = vf_load(x + column + i * VW) * inverse;
-      edge_put_row(out, k, row, column, value, (int)zero);
-    }
-  }
-}
-
 /* Replace every byte of a packed buffer by table[byte]. */
 EDGE_KERNEL void edge_table(int8_t *values, size_t count, const uint8_t *table) {
   uint8_t *bytes = (uint8_t *)values;

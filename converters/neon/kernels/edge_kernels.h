@@ -34,6 +34,7 @@
 #include "edge_four_bits.h"
 #endif
 #include "edge_gemm_int8.h"
+#include "edge_quantize.h"
 #include "edge_math.h"
 #include "edge_gemm_float.h"
 #include "edge_rows.h"

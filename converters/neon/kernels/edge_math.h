@@ -46,11 +46,24 @@ EDGE_INLINE vf edge_tanh_of(vf x) {
   return vf_copysign((vf_splat(1.0f) - small) / (vf_splat(1.0f) + small), x);
 }
 
-/* Each function over whole rows: the padding of a row is computed too, and never used. */
-#define EDGE_ELEMENTWISE(NAME)                                                    \
-  EDGE_KERNEL void edge_##NAME(const float *x, int rows, int stride, float *out) { \
-    for (size_t at = 0; at < (size_t)rows * stride; at += VW)                     \
-      vf_store(out + at, edge_##NAME##_of(vf_load(x + at)));                      \
+/* Each function over rows, alone or with each row quantized by its range, which has one part here: two more registers
+ * beside the constants of GELU are too many. */
+#define EDGE_ELEMENTWISE(NAME)                                                                                        \
+  EDGE_INLINE void edge_##NAME##_rows(const float *x, int rows, int width, int stride, float *out, edge_quantized to, \
+                                      const int quantized) {                                                          \
+    for (int row = 0; row < rows; row++, x += stride, out += stride) {                                                \
+      edge_range range = edge_range_of_zero();                                                                        \
+      EDGE_BY_VECTORS(width, edge_put_made(out + at, edge_##NAME##_of(vf_load(x + at)), left,                         \
+                                           quantized ? &range : NULL, 0));                                            \
+      if (quantized) edge_quantize_row(out, width, &range, to, row);                                                  \
+    }                                                                                                                 \
+  }                                                                                                                   \
+  EDGE_KERNEL void edge_##NAME(const float *x, int rows, int width, int stride, float *out) {                         \
+    edge_##NAME##_rows(x, rows, width, stride, out, (edge_quantized){0}, 0);                                          \
+  }                                                                                                                   \
+  EDGE_KERNEL void edge_##NAME##_quantized(const float *x, int rows, int width, int stride, float *out,               \
+                                           edge_quantized to) {                                                       \
+    edge_##NAME##_rows(x, rows, width, stride, out, to, 1);                                                           \
   }
 EDGE_ELEMENTWISE(gelu)
 EDGE_ELEMENTWISE(gelu_tanh)

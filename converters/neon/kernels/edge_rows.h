@@ -28,14 +28,28 @@ EDGE_INLINE vf edge_normal(const float *x, vf mean, vf inverse, const float *wei
   return vf_fma((vf_load(x) - mean) * inverse, vf_load_upto(weight, left, 0.0f), vf_load_upto(bias, left, 0.0f));
 }
 
-EDGE_KERNEL void edge_layernorm(const float *x, int rows, int width, int stride, const float *weight, const float *bias,
-                                float epsilon, float *out) {
+EDGE_INLINE void edge_layernorm_rows(const float *x, int rows, int width, int stride, const float *weight,
+                                     const float *bias, float epsilon, float *out, edge_quantized to,
+                                     const int quantized) {
   for (int row = 0; row < rows; row++, x += stride, out += stride) {
     float mean, inverse;
     edge_statistics(x, width, epsilon, &mean, &inverse);
-    for (int at = 0; at < width; at += VW)
-      vf_store(out + at, edge_normal(x + at, vf_splat(mean), vf_splat(inverse), weight + at, bias + at, width - at));
+    const vf middle = vf_splat(mean), factor = vf_splat(inverse);
+    edge_range range = edge_range_of_zero();
+    EDGE_BY_VECTORS(width, edge_put_made(out + at, edge_normal(x + at, middle, factor, weight + at, bias + at, left),
+                                         left, quantized ? &range : NULL, part));
+    if (quantized) edge_quantize_row(out, width, &range, to, row);
   }
+}
+
+EDGE_KERNEL void edge_layernorm(const float *x, int rows, int width, int stride, const float *weight, const float *bias,
+                                float epsilon, float *out) {
+  edge_layernorm_rows(x, rows, width, stride, weight, bias, epsilon, out, (edge_quantized){0}, 0);
+}
+
+EDGE_KERNEL void edge_layernorm_quantized(const float *x, int rows, int width, int stride, const float *weight,
+                                          const float *bias, float epsilon, float *out, edge_quantized to) {
+  edge_layernorm_rows(x, rows, width, stride, weight, bias, epsilon, out, to, 1);
 }
 
 /* LayerNorm into packed_a, quantized as edge_quantize does; also into `out` unless it is NULL. */
@@ -69,26 +83,30 @@ EDGE_KERNEL void edge_layernorm_packed(const float *x, int rows, int width, int 
 }
 
 /* out = x / sqrt(mean of squares + epsilon) * weight */
-EDGE_KERNEL void edge_rmsnorm(const float *x, int rows, int width, int stride, const float *weight, float epsilon,
-                              float *out) {
+EDGE_INLINE void edge_rmsnorm_rows(const float *x, int rows, int width, int stride, const float *weight, float epsilon,
+                                   float *out, edge_quantized to, const int quantized) {
   for (int row = 0; row < rows; row++, x += stride, out += stride) {
     vf square[4];
     EDGE_UNROLL for (int i = 0; i < 4; i++) square[i] = vf_splat(0.0f);
-    int at = 0;
-    for (; at + 4 * VW <= width; at += 4 * VW)
-      EDGE_UNROLL for (int i = 0; i < 4; i++) {
-        vf value = vf_load(x + at + i * VW);
-        square[i] = vf_fma(value, value, square[i]);
-      }
-    for (; at < width; at += VW) {
-      vf value = vf_load_upto(x + at, width - at, 0.0f);
-      square[0] = vf_fma(value, value, square[0]);
-    }
+    EDGE_BY_VECTORS(width, const vf value = vf_load_upto(x + at, left, 0.0f);
+                    square[part] = vf_fma(value, value, square[part]));
     const float sum = vf_sum((square[0] + square[1]) + (square[2] + square[3]));
     const vf inverse = vf_splat(1.0f / sqrtf(sum / (float)width + epsilon));
-    for (at = 0; at < width; at += VW)
-      vf_store(out + at, vf_load(x + at) * inverse * vf_load_upto(weight + at, width - at, 0.0f));
+    edge_range range = edge_range_of_zero();
+    EDGE_BY_VECTORS(width, edge_put_made(out + at, vf_load(x + at) * inverse * vf_load_upto(weight + at, left, 0.0f),
+                                         left, quantized ? &range : NULL, part));
+    if (quantized) edge_quantize_row(out, width, &range, to, row);
   }
+}
+
+EDGE_KERNEL void edge_rmsnorm(const float *x, int rows, int width, int stride, const float *weight, float epsilon,
+                              float *out) {
+  edge_rmsnorm_rows(x, rows, width, stride, weight, epsilon, out, (edge_quantized){0}, 0);
+}
+
+EDGE_KERNEL void edge_rmsnorm_quantized(const float *x, int rows, int width, int stride, const float *weight,
+                                        float epsilon, float *out, edge_quantized to) {
+  edge_rmsnorm_rows(x, rows, width, stride, weight, epsilon, out, to, 1);
 }
 
 /* Rotary positions: elements i and i + size / 2 of each head are turned by the angles of their row; cosine and sine are

@@ -80,12 +80,16 @@ EDGE_INLINE void edge_threaded_quantize(edge_pool *pool, const float *x, int str
   EDGE_RUN(edge_static, count, x, stride, columns, inverse, zero, out, k);
 }
 
-EDGE_BY_ROWS(edge_by_row, const float *x; int stride; int columns; float *scale; int32_t *zero; int8_t *out; int k;,
-             edge_quantize_rows(j->x + (size_t)row * j->stride, j->stride, rows, j->columns, j->scale + row,
-                                j->zero + row, j->out + (size_t)row * j->k, j->k))
+EDGE_INLINE edge_quantized edge_quantized_from(edge_quantized to, int row) {
+  return (edge_quantized){to.scale + row, to.zero + row, to.packed + (size_t)row * to.k, to.k};
+}
+
+EDGE_BY_ROWS(edge_by_row, const float *x; int stride; int columns; edge_quantized to;,
+             edge_quantize_rows(j->x + (size_t)row * j->stride, j->stride, rows, j->columns,
+                                edge_quantized_from(j->to, row)))
 EDGE_INLINE void edge_threaded_quantize_rows(edge_pool *pool, const float *x, int stride, int count, int columns,
-                                             float *scale, int32_t *zero, int8_t *out, int k) {
-  EDGE_RUN(edge_by_row, count, x, stride, columns, scale, zero, out, k);
+                                             edge_quantized to) {
+  EDGE_RUN(edge_by_row, count, x, stride, columns, to);
 }
 
 EDGE_BY_ROWS(edge_norm, const float *x; int width; int stride; const float *weight; const float *bias; float epsilon;
@@ -95,6 +99,16 @@ EDGE_BY_ROWS(edge_norm, const float *x; int width; int stride; const float *weig
 EDGE_INLINE void edge_threaded_layernorm(edge_pool *pool, const float *x, int count, int width, int stride,
                                          const float *weight, const float *bias, float epsilon, float *out) {
   EDGE_RUN(edge_norm, count, x, width, stride, weight, bias, epsilon, out);
+}
+
+EDGE_BY_ROWS(edge_norm_quantized, const float *x; int width; int stride; const float *weight; const float *bias;
+             float epsilon; float *out; edge_quantized to;,
+             edge_layernorm_quantized(j->x + (size_t)row * j->stride, rows, j->width, j->stride, j->weight, j->bias,
+                                      j->epsilon, j->out + (size_t)row * j->stride, edge_quantized_from(j->to, row)))
+EDGE_INLINE void edge_threaded_layernorm_quantized(edge_pool *pool, const float *x, int count, int width, int stride,
+                                                   const float *weight, const float *bias, float epsilon, float *out,
+                                                   edge_quantized to) {
+  EDGE_RUN(edge_norm_quantized, count, x, width, stride, weight, bias, epsilon, out, to);
 }
 
 EDGE_BY_ROWS(edge_norm_packed, const float *x; int width; int stride; const float *weight; const float *bias;
@@ -116,6 +130,15 @@ EDGE_INLINE void edge_threaded_rmsnorm(edge_pool *pool, const float *x, int coun
   EDGE_RUN(edge_root_norm, count, x, width, stride, weight, epsilon, out);
 }
 
+EDGE_BY_ROWS(edge_root_norm_quantized, const float *x; int width; int stride; const float *weight; float epsilon;
+             float *out; edge_quantized to;,
+             edge_rmsnorm_quantized(j->x + (size_t)row * j->stride, rows, j->width, j->stride, j->weight, j->epsilon,
+                                    j->out + (size_t)row * j->stride, edge_quantized_from(j->to, row)))
+EDGE_INLINE void edge_threaded_rmsnorm_quantized(edge_pool *pool, const float *x, int count, int width, int stride,
+                                                 const float *weight, float epsilon, float *out, edge_quantized to) {
+  EDGE_RUN(edge_root_norm_quantized, count, x, width, stride, weight, epsilon, out, to);
+}
+
 EDGE_BY_ROWS(edge_turn, const float *x; int heads; int size; int stride; const float *cosine; const float *sine;
              float *out;,
              edge_rotate(j->x + (size_t)row * j->stride, rows, j->heads, j->size, j->stride,
@@ -127,14 +150,25 @@ EDGE_INLINE void edge_threaded_rotate(edge_pool *pool, const float *x, int count
 }
 
 #define EDGE_THREADED_ACTIVATION(NAME)                                                        \
-  EDGE_BY_ROWS(edge_all_##NAME, const float *x; int stride; float *out;,                      \
-               edge_##NAME(j->x + (size_t)row * j->stride, rows, j->stride, j->out + (size_t)row * j->stride)) \
-  EDGE_INLINE void edge_threaded_##NAME(edge_pool *pool, const float *x, int count, int stride, float *out) { \
-    EDGE_RUN(edge_all_##NAME, count, x, stride, out);                                         \
+  EDGE_BY_ROWS(edge_all_##NAME, const float *x; int width; int stride; float *out;,           \
+               edge_##NAME(j->x + (size_t)row * j->stride, rows, j->width, j->stride,         \
+                           j->out + (size_t)row * j->stride))                                 \
+  EDGE_INLINE void edge_threaded_##NAME(edge_pool *pool, const float *x, int count, int width, int stride, \
+                                        float *out) {                                         \
+    EDGE_RUN(edge_all_##NAME, count, x, width, stride, out);                                  \
+  }                                                                                           \
+  EDGE_BY_ROWS(edge_quantized_##NAME, const float *x; int width; int stride; float *out; edge_quantized to;, \
+               edge_##NAME##_quantized(j->x + (size_t)row * j->stride, rows, j->width, j->stride, \
+                                       j->out + (size_t)row * j->stride, edge_quantized_from(j->to, row))) \
+  EDGE_INLINE void edge_threaded_##NAME##_quantized(edge_pool *pool, const float *x, int count, int width, int stride, \
+                                                    float *out, edge_quantized to) {          \
+    EDGE_RUN(edge_quantized_##NAME, count, x, width, stride, out, to);                        \
   }
 EDGE_THREADED_ACTIVATION(gelu)
 EDGE_THREADED_ACTIVATION(gelu_tanh)
+EDGE_THREADED_ACTIVATION(relu)
 EDGE_THREADED_ACTIVATION(silu)
+EDGE_THREADED_ACTIVATION(tanh)
 
 typedef struct {
   const float *q, *k, *v;
@@ -238,10 +272,19 @@ EDGE_INLINE void edge_threaded_attention8(edge_pool *pool, unsigned char *more, 
 #define edge_quantize(...) edge_threaded_quantize(pool, __VA_ARGS__)
 #define edge_quantize_rows(...) edge_threaded_quantize_rows(pool, __VA_ARGS__)
 #define edge_layernorm(...) edge_threaded_layernorm(pool, __VA_ARGS__)
-#define edge_gelu(...) edge_threaded_gelu(pool, __VA_ARGS__)
-#define edge_gelu_tanh(...) edge_threaded_gelu_tanh(pool, __VA_ARGS__)
-#define edge_silu(...) edge_threaded_silu(pool, __VA_ARGS__)
+#define edge_layernorm_quantized(...) edge_threaded_layernorm_quantized(pool, __VA_ARGS__)
 #define edge_rmsnorm(...) edge_threaded_rmsnorm(pool, __VA_ARGS__)
+#define edge_rmsnorm_quantized(...) edge_threaded_rmsnorm_quantized(pool, __VA_ARGS__)
+#define edge_gelu(...) edge_threaded_gelu(pool, __VA_ARGS__)
+#define edge_gelu_quantized(...) edge_threaded_gelu_quantized(pool, __VA_ARGS__)
+#define edge_gelu_tanh(...) edge_threaded_gelu_tanh(pool, __VA_ARGS__)
+#define edge_gelu_tanh_quantized(...) edge_threaded_gelu_tanh_quantized(pool, __VA_ARGS__)
+#define edge_relu(...) edge_threaded_relu(pool, __VA_ARGS__)
+#define edge_relu_quantized(...) edge_threaded_relu_quantized(pool, __VA_ARGS__)
+#define edge_silu(...) edge_threaded_silu(pool, __VA_ARGS__)
+#define edge_silu_quantized(...) edge_threaded_silu_quantized(pool, __VA_ARGS__)
+#define edge_tanh(...) edge_threaded_tanh(pool, __VA_ARGS__)
+#define edge_tanh_quantized(...) edge_threaded_tanh_quantized(pool, __VA_ARGS__)
 #define edge_rotate(...) edge_threaded_rotate(pool, __VA_ARGS__)
 #define edge_attention(...) edge_threaded_attention(pool, scratch, scratch_bytes, __VA_ARGS__)
 #define edge_attention_cached(...) edge_threaded_cached(pool, scratch, scratch_bytes, __VA_ARGS__)
