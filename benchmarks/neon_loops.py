@@ -25,6 +25,11 @@ void use(const edge_int8 *layer, const void *heads, int8_t *x, float *y, int row
   edge_attention_int8(heads, x, k, x, k, x, k, rows, rows, x, k, (unsigned char *)y);
 #endif
 }
+#ifdef EDGE_ISA_HALF
+void use_half(const edge_half *layer, const edge_f16 *x, float *y, int rows, int k) {
+  edge_half_linear(layer, x, rows, y, y, k);
+}
+#endif
 """
 
 

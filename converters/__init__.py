@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 CONVERTERS = {
     "neon": "edgesdk.converters.neon",
+    "neon-fp16": "edgesdk.converters.neon.fp16",
     "onnx": "edgesdk.converters.onnx",
     "tensorrt": "edgesdk.converters.tensorrt",
     "tflite": "edgesdk.converters.tflite",

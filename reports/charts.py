@@ -14,7 +14,7 @@ from edgesdk.reports.svg import Box, Scale, element, line, place_labels, scale, 
 from edgesdk.reports.view import Row
 
 LONGEST = 34
-SHAPES = {"onnx": "circle", "tflite": "square", "neon": "triangle"}
+SHAPES = {"onnx": "circle", "tflite": "square", "neon": "triangle", "neon-fp16": "triangle"}
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

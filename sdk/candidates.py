@@ -64,7 +64,8 @@ def make_candidates(
                         artifact = module.convert(package, target, temporary)
                 except ConvertError as problem:
                     reasons = (str(problem),)
-            candidates.append(Candidate(name, recipe, kind, package.scheme, path, artifact, reasons))
+            scheme = package.scheme if artifact is None else artifact.scheme
+            candidates.append(Candidate(name, recipe, kind, scheme, path, artifact, reasons))
     return candidates
 
 

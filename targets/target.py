@@ -61,7 +61,7 @@ class Target(_Model):
     cpu: Cpu
     ram_mb: tuple[int, ...] = ()
     runtimes: dict[str, str]
-    converters: tuple[Literal["onnx", "tflite", "neon", "tensorrt"], ...] = Field(min_length=1)
+    converters: tuple[Literal["onnx", "tflite", "neon", "neon-fp16", "tensorrt"], ...] = Field(min_length=1)
     missing: dict[str, str] = {}
     onnx_opset_max: int = Field(ge=21)
     schemes: tuple[str, ...]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgesdk.converters.neon.cache import AttendCached
 from edgesdk.converters.neon.kernel_sets import KernelSet
-from edgesdk.converters.neon.layers import dynamic_layer, float_layer, static_layer, w8_layer
+from edgesdk.converters.neon.layers import dynamic_layer, float_layer, half_layer, static_layer, w8_layer
 from edgesdk.converters.neon.memory import stride
 from edgesdk.converters.neon.packing import ROWS, round_up
 from edgesdk.converters.neon.plan import (
@@ -17,9 +17,11 @@ from edgesdk.converters.neon.plan import (
     Attend,
     Dense,
     DenseDynamic,
+    DenseHalf,
     DenseStatic,
     Embed,
     Features,
+    Halve,
     Lookup,
     Normalize,
     Patches,
@@ -84,13 +86,17 @@ class Calls:
     def bytes(self, tensor: Tensor) -> str:
         return self.at(tensor.name, "int8_t")
 
+    def halves(self, tensor: Tensor) -> str:
+        return self.at(tensor.name, "edge_f16")
+
     def weight(self, array: NDArray[np.generic], kind: str) -> str:
         return f"(const {kind} *)(edge_weights + {self.weights.add(array)})"
 
     def rows(self, table: Table) -> tuple[NDArray[np.generic], str, SmallRows | None]:
         """A table's rows as they are stored, their C type, and the whole where they have 4 bits."""
         if table.scale is None:
-            return table.values.astype(np.float32), "float", None
+            kind, name = (np.float16, "edge_f16") if self.kernels.halves else (np.float32, "float")
+            return table.values.astype(kind), name, None
         if id(table) not in self.small:
             self.small[id(table)] = pack_rows(table.values)
         small = self.small[id(table)]
@@ -166,6 +172,11 @@ class Calls:
                 return (
                     f"edge_quantize_rows({self.floats(step.source)}, {stride(step.source)}, {rows}, {result.columns}, "
                     f"{self.quantized(step)});"
+                )
+            case Halve():
+                return (
+                    f"edge_halve({self.floats(step.source)}, {stride(step.source)}, {rows}, {result.columns}, "
+                    f"{self.halves(result)}, {stride(result)});"
                 )
             case Lookup():
                 entries = np.empty(256, np.uint8)
@@ -254,6 +265,12 @@ class Calls:
             return (
                 f"edge_int8_dynamic({layer}, {self.bytes(source)}, {self.scales(step.scales)}, {rows}, "
                 f"{self.residual(step)}, {self.floats(result)}, {stride(result)});"
+            )
+        if isinstance(step, DenseHalf):
+            layer = self.declare("edge_half", half_layer(step, self.weight))
+            return (
+                f"edge_half_linear({layer}, {self.halves(source)}, {rows}, {self.residual(step)}, "
+                f"{self.floats(result)}, {stride(result)});"
             )
         if step.linears[0].form == "w8":
             arguments = ", ".join(w8_layer(step, self.weight))

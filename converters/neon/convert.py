@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from edgesdk.converters.artifact import Artifact, ArtifactFile, write_artifact
+from edgesdk.converters.artifact import Artifact, ArtifactFile, Golden, tolerance, write_artifact
 from edgesdk.converters.base import (
     DENSE_HERE,
     INT8_HERE,
@@ -29,7 +30,7 @@ from edgesdk.converters.neon.generic import trace_all
 from edgesdk.converters.neon.kernel_sets import KernelSet, choose
 from edgesdk.converters.neon.plan import Plan
 from edgesdk.converters.neon.specialize import integer_attention_macs
-from edgesdk.converters.neon.toolchain import Toolchain, find
+from edgesdk.converters.neon.toolchain import find
 from edgesdk.errors import ConvertError
 from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
@@ -76,7 +77,13 @@ def check(package: Outlined, target: Target) -> list[str]:
         reasons.append(f"scheme {package.scheme!r}: the NEON build has {', '.join(SCHEMES)}")
     if package.scheme not in target.schemes:
         reasons.append(f"neon: target {target.name} does not list the scheme {package.scheme}")
-    for step in (lambda: _compiler(target), lambda: make_plan(package.graph, package.sequence)):
+    return [*reasons, *problems(package, lambda: choose(target))]
+
+
+def problems(package: Outlined, chosen: Callable[[], KernelSet]) -> list[str]:
+    """Why there is no compiler for the chosen kernel set, or no plan for the package."""
+    reasons = []
+    for step in (lambda: find(chosen().triple), lambda: make_plan(package.graph, package.sequence)):
         try:
             step()
         except ConvertError as problem:
@@ -93,23 +100,32 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
     if package.scheme not in SCHEMES:
         message = f"{package.name}: the NEON build has no scheme {package.scheme!r}"
         raise ConvertError(message, f"one of {', '.join(SCHEMES)}")
-    kernels, toolchain = _compiler(target)
+    return write(package, target, folder, choose(target), name, package.scheme)
+
+
+def write(
+    package: Package, target: Target, folder: Path, kernels: KernelSet, converter: str, scheme: str
+) -> Artifact:
+    """Build the package with a kernel set, and the artifact of a scheme and converter around the executable."""
+    toolchain = find(kernels.triple)
     inputs, outputs = input_tensors(package), output_tensors(package)
     graph = lower(package.graph, package.sequence, branches="marked")
     plan = plan_of(graph)
     sources: Sources = emit(plan, kernels, package.name, inputs, outputs)
     code_bytes, loops = build(sources, kernels, toolchain, folder / "model")
     expected, *rows = golden(package)
+    if scheme != package.scheme:
+        expected = Golden(expected.n, *tolerance(scheme))
     # Attention skips masked keys even where rows of padding are output.
     tokens = isinstance(package.spec.embedding, TokenEmbedding) or is_dynamic(package.spec)
     artifact = Artifact(
-        name=f"{package.name}-{package.scheme}-{name}",
-        converter=name,
-        scheme=package.scheme,
+        name=f"{package.name}-{scheme}-neon",
+        converter=converter,
+        scheme=scheme,
         target=target.name,
         package=content_digest(package),
         runtime={
-            "name": name, "isa": list(kernels.isa), "kernels": kernels.name,
+            "name": "neon", "isa": list(kernels.isa), "kernels": kernels.name,
             "model_bytes": sources.weight_bytes + code_bytes, "weight_bytes": sources.weight_bytes,
             "arena_bytes": sources.arena_bytes,
         },
@@ -136,8 +152,3 @@ def _storage_notes(package: Package, sources: Sources) -> tuple[str, ...]:
     if has_four_bits(package) and not sources.multipliers:
         lost.append(INT8_HERE)
     return (*sources.notes, *lost)
-
-
-def _compiler(target: Target) -> tuple[KernelSet, Toolchain]:
-    kernels = choose(target)
-    return kernels, find(kernels.triple)

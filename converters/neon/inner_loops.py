@@ -18,16 +18,20 @@ STACK, FRAMED = re.compile(r"\[sp\b|\(%rsp\b"), re.compile(r"\[(?:sp|x29)\b|\(%r
 FRAME = re.compile(r"^(?:mov|add)q? (?:x29, sp\b|%rsp, %rbp\b)")
 MULTIPLY = {
     "base": (re.compile(r"^(?:s|u)mu?l[la]l?2?\b"), 8), "dotprod": (re.compile(r"^[su]dot\b"), 16),
-    "i8mm": (re.compile(r"^[su]mmla\b"), 32), "avxvnni": (re.compile(r"^(?:\{vex\} )?vpdpbusd\b"), 32),
+    "i8mm": (re.compile(r"^[su]mmla\b"), 32), "half": (re.compile(r"^fmla v\d+\.8h\b"), 8),
+    "avxvnni": (re.compile(r"^(?:\{vex\} )?vpdpbusd\b"), 32),
 }
 # The core of llvm-mca, MACs a cycle at its peak.
-CORES = {"base": ("cortex-a72", 8), "dotprod": ("neoverse-n1", 32), "i8mm": ("neoverse-n2", 64)}
-LEAST_MULTIPLIES, ITERATIONS, DEADLINE_SECONDS = 16, 100, 60
+CORES = {
+    "base": ("cortex-a72", 8), "dotprod": ("neoverse-n1", 32), "i8mm": ("neoverse-n2", 64), "half": ("neoverse-n1", 16),
+}
+LEAST_MULTIPLIES = {"half": 32}  # else 16; one row of halves has 16 and waits for its two sums
+ITERATIONS, DEADLINE_SECONDS = 100, 60
 
 
 @dataclass(frozen=True)
 class Loop:
-    """`instructions` of one round, and how many int8 products they make; `framed`: x29 or rbp is the frame's pointer in
+    """`instructions` of one round, and how many products they make; `framed`: x29 or rbp is the frame's pointer in
     its function, and no register like others."""
 
     function: str
@@ -43,7 +47,7 @@ class Loop:
 
 
 def find_loops(disassembly: str, kernels: KernelSet) -> list[Loop]:
-    """Innermost loops with LEAST_MULTIPLIES or more int8 multiplies, from the output of `llvm-objdump -d`."""
+    """Innermost loops with 16 (LEAST_MULTIPLIES) or more multiplies of the set's kind, from `llvm-objdump -d`."""
     if kernels.name not in MULTIPLY:
         return []
     pattern, products = MULTIPLY[kernels.name]
@@ -65,7 +69,7 @@ def find_loops(disassembly: str, kernels: KernelSet) -> list[Loop]:
         body = lines[addresses.index(int(target[1], 16)) :]
         inner = any(BRANCH.match(line) for line in body[:-1])
         count = sum(bool(pattern.match(line)) for line in body)
-        if not inner and count >= LEAST_MULTIPLIES:
+        if not inner and count >= LEAST_MULTIPLIES.get(kernels.name, 16):
             loops.append(Loop(function, tuple(body), count * products, framed))
     return loops
 
@@ -86,7 +90,8 @@ def macs_per_cycle(loop: Loop, core: str) -> float | None:
     if tool is None:
         return None
     body = [re.sub(r"0x[0-9a-f]+ <.*$", ".", line) for line in loop.instructions]
-    command = [tool, "-mtriple=aarch64", f"-mcpu={core}", "-mattr=+dotprod,+i8mm", f"-iterations={ITERATIONS}"]
+    features = "-mattr=+dotprod,+i8mm,+fullfp16"
+    command = [tool, "-mtriple=aarch64", f"-mcpu={core}", features, f"-iterations={ITERATIONS}"]
     done = subprocess.run(
         command, input="\n".join(body) + "\n", capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False
     )

@@ -19,7 +19,8 @@ class KernelSet:
     """`mr` x `nr` outputs of the int8 tile, `kr` products a step, `nf` columns of the float tile; `flip` is what is
     added to the bits of int8 activations (0x80: stored as unsigned); `isa` are the CPU features that the binary needs,
     by the names that `/proc/cpuinfo` (x86) or the targets (ARM) use; `flags` are those of gcc and clang, `zig_cpu` is
-    what zig wants in their place on ARM; `integer_attention`: the set has tiles for int8 attention."""
+    what zig wants in their place on ARM; `integer_attention`: the set has tiles for int8 attention; `halves`: float
+    linear layers are computed in half precision."""
 
     name: str
     triple: str
@@ -32,6 +33,7 @@ class KernelSet:
     flip: int = 0
     zig_cpu: str = ""
     integer_attention: bool = False
+    halves: bool = False
 
     @property
     def macro(self) -> str:
@@ -50,6 +52,10 @@ KERNEL_SETS = {
         "i8mm", AARCH64, 8, 8, 8, 8, ("neon", "dotprod", "i8mm"),
         ("-march=armv8.2-a+dotprod+fp16+i8mm", "-mtune=neoverse-n2"),
         zig_cpu="generic+v8_2a+dotprod+fullfp16+i8mm", integer_attention=True,
+    ),
+    "half": KernelSet(  # of scheme fp16 alone; int8 kernels as in `base`
+        "half", AARCH64, 4, 4, 16, 8, ("neon", "fp16"), ("-march=armv8.2-a+fp16", "-mtune=neoverse-n1"),
+        zig_cpu="generic+v8_2a+fullfp16", halves=True,
     ),
     "avx2": KernelSet("avx2", X86, 4, 16, 2, 16, ("avx2", "fma"), ("-mavx2", "-mfma")),
     "avxvnni": KernelSet(
@@ -101,3 +107,14 @@ def choose(target: Target) -> KernelSet:
         features |= host_features()
     candidates = [KERNEL_SETS[name] for name in ORDER[target.triple]]
     return next((kernels for kernels in candidates if {"neon", *kernels.isa} <= {"neon", *features}), candidates[-1])
+
+
+def choose_half(target: Target) -> KernelSet:
+    """The kernel set of scheme `fp16`.
+
+    Raises:
+        ConvertError: the target's CPU does not compute in half precision.
+    """
+    if target.triple != AARCH64 or "fp16" not in target.cpu.features:
+        raise ConvertError(f"target {target.name}: its CPU does not compute in half precision (feature fp16)")
+    return KERNEL_SETS["half"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgesdk.converters.front import Linear
 from edgesdk.converters.neon.kernel_sets import KernelSet
-from edgesdk.converters.neon.packing import ALIGN, pack_float, pad, pad_rows, round_up
+from edgesdk.converters.neon.packing import ALIGN, pack_float, pack_half, pad, pad_rows, round_up
 from edgesdk.converters.neon.plan import Dense
 from edgesdk.converters.neon.storage import Stored, store_matrix
 
@@ -76,6 +76,17 @@ def float_layer(step: Dense, kernels: KernelSet, store: Store) -> Sequence[str]:
     return [
         store(pack_float(weight, kernels), "float"), store(pad(bias, count, np.float32), "float"),
         str(weight.shape[1]), str(count),
+    ]
+
+
+def half_layer(step: Dense, store: Store) -> Sequence[str]:
+    """fp16 panels and a float bias."""
+    packed = pack_half(_weights(step.linears).astype(np.float32))
+    panels, depth, columns = packed.shape
+    bias = np.concatenate([linear.bias for linear in step.linears])
+    return [
+        store(packed, "edge_f16"), store(pad(bias, panels * columns, np.float32), "float"), str(depth),
+        str(panels * columns),
     ]
 
 

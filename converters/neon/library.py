@@ -25,7 +25,8 @@ from edgesdk.converters.neon.build import kernel_sources, model_flags, write_fil
 from edgesdk.converters.neon.cache import decodes
 from edgesdk.converters.neon.convert import SCHEMES, plan_of
 from edgesdk.converters.neon.emit import Sources, emit
-from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet, choose
+from edgesdk.converters.neon.fp16 import SCHEME, half_package
+from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet, choose, choose_half
 from edgesdk.converters.neon.toolchain import COMMON, Toolchain, find
 from edgesdk.errors import ConvertError
 from edgesdk.files import canonical_json, sha256_file
@@ -48,8 +49,9 @@ class Library:
     weight_bytes: int
 
 
-def write_library(package: Package, target: Target, folder: Path) -> Library:
-    """Write the library of a package for a target into the empty `folder`.
+def write_library(package: Package, target: Target, folder: Path, half: bool = False) -> Library:
+    """Write the library of a package for a target into the empty `folder`; of a float package in half precision if
+    `half`.
 
     Raises:
         ConvertError: what `convert` would refuse; `folder` holds something; no archiver, or the compiler fails.
@@ -59,7 +61,8 @@ def write_library(package: Package, target: Target, folder: Path) -> Library:
         raise ConvertError(message, f"one of {', '.join(SCHEMES)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConvertError(f"{folder}: is not an empty folder", "name a folder that does not exist")
-    kernels = choose(target)
+    kernels = choose_half(target) if half else choose(target)
+    package = half_package(package) if half else package
     toolchain = find(kernels.triple)
     archiver = find_archiver(kernels.triple, toolchain)
     plan = plan_of(lower(package.graph, package.sequence, branches="marked"))
@@ -88,7 +91,8 @@ def write_library(package: Package, target: Target, folder: Path) -> Library:
     })
     written = sorted(path for path in folder.rglob("*") if path.is_file())
     (folder / "library.json").write_bytes(canonical_json({
-        "format": FORMAT, "version": VERSION, "name": package.name, "scheme": package.scheme, "target": target.name,
+        "format": FORMAT, "version": VERSION, "name": package.name,
+        "scheme": SCHEME if half else package.scheme, "target": target.name,
         "package": content_digest(package), "isa": list(kernels.isa), "triple": kernels.triple,
         "compiler": f"{toolchain.name} {toolchain.version}", "arena_bytes": sources.arena_bytes,
         "weight_bytes": sources.weight_bytes,

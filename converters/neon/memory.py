@@ -21,7 +21,7 @@ def tensor_bytes(tensor: Tensor) -> int:
     if tensor.layout == "row_scales":
         return rows * 8
     columns = round_up(tensor.columns, ALIGN)
-    return rows * columns * (1 if tensor.layout == "packed_a" else 4)
+    return rows * columns * {"packed_a": 1, "packed_half": 2}.get(tensor.layout, 4)
 
 
 def scratch_bytes(step: Attend, kernels: KernelSet) -> int:

@@ -50,6 +50,14 @@ def pack_float(weight: NDArray[np.float32], kernels: KernelSet) -> NDArray[np.fl
     return np.ascontiguousarray(padded.reshape(-1, kernels.nf, columns).transpose(0, 2, 1))
 
 
+def pack_half(weight: NDArray[np.float32]) -> NDArray[np.float16]:
+    """float [N, K] → float16 panels [N / 16, K, 16]; N and K are padded to 16 with zeros (`edge_gemm_half.h`)."""
+    rows, columns = (round_up(size, ALIGN) for size in weight.shape)
+    padded = np.zeros((rows, columns), np.float16)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    return np.ascontiguousarray(padded.reshape(-1, ALIGN, columns).transpose(0, 2, 1))
+
+
 def pad_rows(weight: NDArray[np.int8]) -> NDArray[np.int8]:
     """int8 [N, K] → [N, K padded to 16]."""
     return np.pad(weight, ((0, 0), (0, round_up(weight.shape[1], ALIGN) - weight.shape[1])))

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from edgesdk.converters.front import Encoding, Linear
 
-Layout = Literal["row_major", "packed_a", "row_scales"]
+Layout = Literal["row_major", "packed_a", "packed_half", "row_scales"]
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """`row_major` float32, `packed_a` int8, or `row_scales`: a float and an int32 for each row. `rows` is the largest
-    number; where `tokens`, the real length of the input decides."""
+    """`row_major` float32, `packed_a` int8, `packed_half` float16, or `row_scales`: a float and an int32 for each row.
+    `rows` is the largest number; where `tokens`, the real length of the input decides."""
 
     name: str
     rows: int
@@ -101,6 +101,18 @@ class DenseDynamic(Dense):
     """w8a8-dynamic: packed int8 and its `scales` by row in, floats out."""
 
     scales: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DenseHalf(Dense):
+    """fp16: packed float16 in, floats out."""
+
+
+@dataclass(frozen=True)
+class Halve(Step):
+    """Floats → packed float16."""
+
+    source: Tensor
 
 
 @dataclass(frozen=True)

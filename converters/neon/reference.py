@@ -57,6 +57,21 @@ def quantize_rows(x: Float) -> tuple[Int8, Float, NDArray[np.int32]]:
     return integers, scale, zero.astype(np.int32)
 
 
+def linear_half(
+    x: NDArray[np.float16], weight: NDArray[np.float16], bias: Float, residual: Float | None, block: int
+) -> Float:
+    """What `edge_half_linear` gives, bit by bit: each product added to its sum [M, N] with one rounding to float16,
+    sums of `block` products added up in float32."""
+    total = np.broadcast_to(bias.astype(np.float32), (len(x), len(weight))).copy()
+    left, right = x.astype(np.float64), weight.astype(np.float64)
+    for start in range(0, x.shape[1], block):
+        part = np.zeros(total.shape, np.float16)
+        for k in range(start, min(start + block, x.shape[1])):
+            part = (part.astype(np.float64) + left[:, k, None] * right[:, k]).astype(np.float16)
+        total += part.astype(np.float32)
+    return total if residual is None else total + residual
+
+
 def layernorm(x: Float, weight: Float, bias: Float, epsilon: float) -> NDArray[np.float64]:
     wide = x.astype(np.float64)
     centred = wide - wide.mean(1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Plan → plan for one kernel set: int8 attention where the set has it, steps that quantize each row as they make it,
-and sparse projections that lie side by side in whole panels.
+"""Plan → plan for one kernel set: half precision, int8 attention where the set has it, steps that quantize each row as
+they make it, and sparse projections that lie side by side in whole panels.
 
-The first two need steps in a row, so nothing moves in or out of a branch.
+The middle two need steps in a row, so nothing moves in or out of a branch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from edgesdk.converters.front import Encoding, Linear
 from edgesdk.converters.integer_share import INTEGER_FORMS
+from edgesdk.converters.neon.branches import Branch, Join, Otherwise
 from edgesdk.converters.neon.fuse import uses
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import ALIGN, round_up
@@ -20,7 +21,9 @@ from edgesdk.converters.neon.plan import (
     Activate,
     Attend,
     Dense,
+    DenseHalf,
     DenseStatic,
+    Halve,
     Normalize,
     Plan,
     Quantize,
@@ -71,6 +74,8 @@ class QuantizeAsMade(QuantizeRows):
 def specialize(plan: Plan, kernels: KernelSet) -> Plan:
     """All rewrites that depend on the kernel set."""
     steps = list(plan.steps)
+    if kernels.halves:
+        steps = halve(steps)
     if kernels.integer_attention:
         steps = attend_in_integers(steps, plan.output)
     return replace(plan, steps=tuple(align_panels(quantize_in_place(steps, plan.output), kernels)))
@@ -80,6 +85,23 @@ def integer_attention_macs(plan: Plan, kernels: KernelSet) -> int:
     """Multiply-accumulates of attention that run in integers, for one input of the whole sequence."""
     static = [step for step in specialize(plan, kernels).steps if isinstance(step, AttendStatic)]
     return sum(2 * step.query.rows * step.key.rows * step.heads * step.size for step in static)
+
+
+def halve(steps: list[Step]) -> list[Step]:
+    """Float linear layers read float16, which is made once for all that read the same rows."""
+    halved: dict[str, Tensor] = {}
+    rewritten: list[Step] = []
+    for step in steps:
+        if isinstance(step, (Branch, Otherwise, Join)):
+            halved.clear()  # what a region made is not there on every way
+        if isinstance(step, Dense) and step.linears[0].form == "fp32":
+            source = step.source
+            if source.name not in halved:
+                halved[source.name] = replace(source, name=f"{source.name}.half{len(rewritten)}", layout="packed_half")
+                rewritten.append(Halve(halved[source.name], source))
+            step = DenseHalf(step.result, halved[source.name], step.linears, step.residual)
+        rewritten.append(step)
+    return rewritten
 
 
 def attend_in_integers(steps: list[Step], output: Tensor) -> list[Step]:

@@ -211,6 +211,16 @@ int main(int argc, char **argv) {
         floats = (size_t)p[2] * p[7];
         if (p[3] + p[8] == p[9]) put(array[3], size_of(3, 1));
         break;
+#if defined(EDGE_ISA_HALF)
+      case 40:
+        edge_half_linear(&(edge_half){array[0], array[1], p[0], p[1]}, array[2], p[2], array[3], result, p[1]);
+        floats = (size_t)p[2] * p[1];
+        break;
+      case 41:
+        edge_halve(array[0], p[0], p[1], p[2], (edge_f16 *)packed, p[3]);
+        put(packed, (size_t)p[4]);
+        break;
+#endif
       default: return 5;
     }
     put(result, floats * 4);
@@ -219,7 +229,7 @@ int main(int argc, char **argv) {
 }
 """
 BY_ROW = ("layernorm", "rmsnorm", "gelu", "gelu_tanh", "relu", "silu", "tanh")  # the kinds of `make_rows`
-QEMU_CPU = {"base": "cortex-a72", "dotprod": "cortex-a76", "i8mm": "max"}
+QEMU_CPU = {"base": "cortex-a72", "dotprod": "cortex-a76", "half": "cortex-a76", "i8mm": "max"}
 # The tile of AVX-VNNI in the encoding of AVX512-VNNI, for CPUs that have only that.
 EVEX = replace(
     KERNEL_SETS["avxvnni"], isa=("avx2", "fma", "avx512f", "avx512vl", "avx512_vnni"),
@@ -669,9 +679,10 @@ def test_rows(driver: Driver) -> None:
     driver.call(12, [5, 19, 32], [rows_of(x)], 19 * 4)
     checks.append((19, 19, x.astype(np.float64).mean(0)[None]))
     ids = np.array([3, 0, 6, 6], np.int64)
-    tokens, positions = rng.standard_normal((7, 19)).astype(np.float32), rng.standard_normal((5, 19)).astype(np.float32)
+    kind = np.float16 if driver.kernels.halves else np.float32
+    tokens, positions = rng.standard_normal((7, 19)).astype(kind), rng.standard_normal((5, 19)).astype(kind)
     driver.call(13, [4, 19, 32], [ids, tokens, None, positions, None], 4 * 32 * 4)
-    checks.append((32, 19, tokens[ids] + positions[:4]))
+    checks.append((32, 19, tokens[ids].astype(np.float32) + positions[:4]))
     integers, scale = rng.integers(-127, 128, (7, 19)).astype(np.int8), rng.uniform(0.1, 1, 7).astype(np.float32)
     driver.call(13, [4, 19, 32], [ids, integers, scale, positions, None], 4 * 32 * 4)
     checks.append((32, 19, integers[ids] * scale[ids][:, None] + positions[:4]))
@@ -688,7 +699,7 @@ def test_rows(driver: Driver) -> None:
     two = rng.standard_normal((2, 19)).astype(np.float32)
     driver.call(15, [3, 19, 32, 5, 2], [rows_of(x[:3]), two, positions, None], 5 * 32 * 4)
     checks.append((32, 19, np.concatenate([two, x[:3]]) + positions))
-    driver.call(16, [5, 32], [rows_of(x), rows_of(positions)], 5 * 32 * 4)
+    driver.call(16, [5, 32], [rows_of(x), rows_of(positions.astype(np.float32))], 5 * 32 * 4)
     checks.append((32, 19, x + positions))
     for data, (stride, columns, expected) in zip(driver.run(), checks, strict=True):
         np.testing.assert_allclose(floats(data, stride, columns), expected, rtol=1e-6, atol=1e-6)

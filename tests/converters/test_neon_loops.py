@@ -36,8 +36,9 @@ def test_inner_loops_stay_in_registers_and_near_the_peak(name: str, tmp_path: Pa
     text = disassemble(benchmark.compile_calls(tmp_path, kernels, toolchains[0], "-DEDGE_BLOCKS=1"))
     need(text is not None, "no llvm-objdump")
     loops = find_loops(text or "", kernels)
-    # whole tiles, dense and of blocks, and tails of two GEMMs; scores and context where the set has them
-    assert len(loops) >= 6
+    # whole tiles, dense and of blocks, and tails of two GEMMs; scores and context where the set has them; one
+    # GEMM in half precision
+    assert len(loops) >= (2 if kernels.halves else 6)
     assert [loop.on_stack for loop in loops] == [0] * len(loops)
     rates = [macs_per_cycle(loop, core) for loop in loops]
     need(None not in rates, "no llvm-mca")

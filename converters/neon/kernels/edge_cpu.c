@@ -18,6 +18,14 @@ const char *edge_model_cpu(void) {
   return getauxval(AT_HWCAP) & ASIMDDP ? NULL : "this CPU has no dot product instructions (asimddp)";
 }
 
+#elif defined(EDGE_ISA_HALF)
+#include <sys/auxv.h>
+
+const char *edge_model_cpu(void) {
+  enum { ASIMDHP = 1 << 10 };
+  return getauxval(AT_HWCAP) & ASIMDHP ? NULL : "this CPU has no half-precision arithmetic (asimdhp)";
+}
+
 #elif defined(EDGE_ISA_AVX2) || defined(EDGE_ISA_AVXVNNI) || defined(EDGE_ISA_AVX512VNNI) || \
     defined(EDGE_ISA_AVX512VBMI)
 #include <cpuid.h>

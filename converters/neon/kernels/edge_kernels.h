@@ -3,6 +3,9 @@
 #if defined(EDGE_ISA_AVX512VBMI)
 #define EDGE_ISA_AVX512VNNI 1 /* the same with permutations of bytes */
 #endif
+#if defined(EDGE_ISA_HALF)
+#define EDGE_ISA_BASE 1 /* on any core; linear layers are in half precision */
+#endif
 #include "edge_vector.h"
 #if defined(EDGE_ISA_BASE)
 #include "edge_tile_base.h"
@@ -37,6 +40,9 @@
 #include "edge_quantize.h"
 #include "edge_math.h"
 #include "edge_gemm_float.h"
+#if defined(EDGE_ISA_HALF)
+#include "edge_gemm_half.h"
+#endif
 #include "edge_rows.h"
 #include "edge_resident.h"
 #include "edge_attention.h"

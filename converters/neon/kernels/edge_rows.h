@@ -136,7 +136,7 @@ EDGE_KERNEL void edge_add(const float *a, const float *b, int rows, int stride, 
   for (size_t at = 0; at < (size_t)rows * stride; at += VW) vf_store(out + at, vf_load(a + at) + vf_load(b + at));
 }
 
-/* A table of rows [width]: float; int8 with a scale for each row; or 4 bits, two columns in a byte, the even one in its
+/* A table of rows [width]: float (half precision in the set `half`); int8 with a scale for each row; or 4 bits, two columns in a byte, the even one in its
  * low half, with `groups` multipliers for each row too, one for 2^shift columns. */
 typedef struct {
   const void *values;
@@ -147,7 +147,11 @@ typedef struct {
 
 EDGE_INLINE float edge_entry(const edge_lookup *table, int64_t row, int width, int at) {
   const size_t place = (size_t)row * width + at;
+#if defined(EDGE_ISA_HALF)
+  if (!table->scale) return (float)((const edge_f16 *)table->values)[place];
+#else
   if (!table->scale) return ((const float *)table->values)[place];
+#endif
   if (!table->multipliers) return (float)((const int8_t *)table->values)[place] * table->scale[row];
   const int8_t both = ((const int8_t *)table->values)[(size_t)row * ((width + 1) / 2) + at / 2];
   const int value = at & 1 ? both >> 4 : (both & 15) - ((both & 8) << 1);

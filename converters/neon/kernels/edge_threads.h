@@ -72,6 +72,27 @@ EDGE_INLINE void edge_threaded_linear(edge_pool *pool, const edge_float *layer, 
   EDGE_RUN(edge_linear, count, layer, x, stride, residual, out, out_stride);
 }
 
+#if defined(EDGE_ISA_HALF)
+EDGE_BY_ROWS(edge_half_rows, const edge_half *layer; const edge_f16 *x; const float *residual; float *out;
+             int out_stride;,
+             edge_half_linear(j->layer, j->x + (size_t)row * j->layer->k, rows,
+                              edge_from_row(j->residual, row, j->out_stride), j->out + (size_t)row * j->out_stride,
+                              j->out_stride))
+EDGE_INLINE void edge_threaded_half(edge_pool *pool, const edge_half *layer, const edge_f16 *x, int count,
+                                    const float *residual, float *out, int out_stride) {
+  EDGE_RUN(edge_half_rows, count, layer, x, residual, out, out_stride);
+}
+#define edge_half_linear(...) edge_threaded_half(pool, __VA_ARGS__)
+
+EDGE_BY_ROWS(edge_to_half, const float *x; int stride; int columns; edge_f16 *out; int k;,
+             edge_halve(j->x + (size_t)row * j->stride, j->stride, rows, j->columns, j->out + (size_t)row * j->k, j->k))
+EDGE_INLINE void edge_threaded_halve(edge_pool *pool, const float *x, int stride, int count, int columns, edge_f16 *out,
+                                     int k) {
+  EDGE_RUN(edge_to_half, count, x, stride, columns, out, k);
+}
+#define edge_halve(...) edge_threaded_halve(pool, __VA_ARGS__)
+#endif
+
 EDGE_BY_ROWS(edge_static, const float *x; int stride; int columns; float inverse; float zero; int8_t *out; int k;,
              edge_quantize(j->x + (size_t)row * j->stride, j->stride, rows, j->columns, j->inverse, j->zero,
                            j->out + (size_t)row * j->k, j->k))
