@@ -20,6 +20,7 @@ from pathlib import Path
 
 import neon_accuracy
 import neon_counts
+import neon_half
 import neon_i8mm
 import neon_models
 import neon_peers
@@ -91,6 +92,7 @@ def parts_of(trained: Path | None, folder: Path) -> dict[str, Part]:
         "sparse": Part(lambda: (sparse_figures(neon_models.random_weights(neon_models.SPEC)), []), [
             ("block sparsity 50 % / 75 %: GEMM instructions of dense", "≤ 0.55× / ≤ 0.30×"),
         ], random),
+        "half": Part(with_builder(neon_half.run), weights=weights),
         "four_bits": Part(lambda: (four_bit_figures(), []), weights=random),
         "accuracy": Part(
             needs_trained(lambda path: neon_accuracy.run(path, CACHE / "answers")), neon_accuracy.PROMISED, weights
