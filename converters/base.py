@@ -41,9 +41,11 @@ class Converter(Protocol):
     `check` answers before any training, for a package or the shadow of one that is yet to be made (its graph with zeros
     for weights): the reasons why `convert` would not work, empty where it will.
     `convert` writes into an empty temporary folder and ends with `write_artifact`; it raises `ConvertError`.
+    `scheme` is that of its artifacts; None where it is the package's.
     """
 
     name: str
+    scheme: str | None
 
     def check(self, package: Outlined, target: Target) -> list[str]: ...
 

@@ -25,6 +25,7 @@ from edgesdk.transformer.graph_decode import decode_problems, write_decode_graph
 from edgesdk.transformer.spec import is_dynamic
 
 name = "onnx"
+scheme: str | None = None
 OPSET = 21
 
 

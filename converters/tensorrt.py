@@ -29,6 +29,7 @@ from edgesdk.transformer.spec import is_dynamic
 name = "tensorrt"
 OPSET = 17
 SCHEME = "fp16"
+scheme: str | None = SCHEME
 
 
 def check(package: Outlined, target: Target) -> list[str]:

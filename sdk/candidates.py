@@ -64,7 +64,7 @@ def make_candidates(
                         artifact = module.convert(package, target, temporary)
                 except ConvertError as problem:
                     reasons = (str(problem),)
-            scheme = package.scheme if artifact is None else artifact.scheme
+            scheme = module.scheme or package.scheme
             candidates.append(Candidate(name, recipe, kind, scheme, path, artifact, reasons))
     return candidates
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgesdk.converters import converter
+from edgesdk.converters.base import Converter
 from edgesdk.encodings import ActivationEncoding, Encodings, static_activations
 from edgesdk.errors import ConfigError, Unmeasured
 from edgesdk.importing import import_job
@@ -59,8 +60,9 @@ def make_plan(request: Request) -> dict[str, Any]:
         exit_code = ConfigError.exit_code if refused else exit_code
         shadow = Shadow.of(outline, job.package.sequence)
         for name in converters:
-            problems = refused or converter(name).check(shadow, target)
-            candidates.append(_candidate(recipe, name, outline, job.package.sequence, problems))
+            module = converter(name)
+            problems = refused or module.check(shadow, target)
+            candidates.append(_candidate(recipe, module, outline, job.package.sequence, problems))
     return {
         "format": "edgesdk.plan", "version": 1, "target": target.name, "board": board, "provenance": provenance,
         "model": job.package.name, "candidates": candidates, "reasons": reasons, "exit_code": exit_code,
@@ -97,10 +99,13 @@ class Shadow:
         return Shadow(spec, outline.scheme, write_graph(spec, weights, encodings), sequence)
 
 
-def _candidate(recipe: Recipe, name: str, outline: Outline, sequence: int, problems: list[str]) -> dict[str, Any]:
+def _candidate(
+    recipe: Recipe, module: Converter, outline: Outline, sequence: int, problems: list[str]
+) -> dict[str, Any]:
+    scheme = module.scheme or outline.scheme
     return {
-        "name": f"{recipe.name}-{name}", "recipe": recipe.name, "converter": name, "scheme": outline.scheme,
-        "bytes": {"value": predicted_bytes(outline), "provenance": "predicted"},
+        "name": f"{recipe.name}-{module.name}", "recipe": recipe.name, "converter": module.name, "scheme": scheme,
+        "bytes": {"value": predicted_bytes(outline, scheme), "provenance": "predicted"},
         "macs": {"value": outline.spec.macs(sequence), "provenance": "predicted"},
         "reasons": problems,
     }
@@ -117,12 +122,12 @@ def bits_of(outline: Outline) -> dict[str, int]:
     return {name: 4 if name in low else 8 for name, shape in spec.weight_shapes().items() if len(shape) == 2}
 
 
-def predicted_bytes(outline: Outline) -> int:
+def predicted_bytes(outline: Outline, scheme: str | None = None) -> int:
     """Weight bytes by the scheme: matrices of 8 or 4 bits with their scales (and multipliers), everything else
-    float."""
-    bits = bits_of(outline)
+    float, in `fp16` of half the size."""
+    bits, size = bits_of(outline), 2 if scheme == "fp16" else 4
     return sum(
-        weight_bytes(shape, bits[name]) if name in bits else 4 * math.prod(shape)
+        weight_bytes(shape, bits[name]) if name in bits else size * math.prod(shape)
         for name, shape in outline.spec.weight_shapes().items()
     )
 

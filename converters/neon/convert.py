@@ -39,6 +39,7 @@ from edgesdk.transformer.spec import TokenEmbedding, is_dynamic
 SCHEMES = ("fp32", "w8a8", "w8a8-dynamic", "w4a8", "w4a8-dynamic")
 
 name = "neon"
+scheme: str | None = None
 
 
 def make_plan(graph: bytes, sequence: int) -> Plan:

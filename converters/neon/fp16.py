@@ -20,6 +20,7 @@ from edgesdk.targets import Target
 
 name = "neon-fp16"
 SCHEME = "fp16"
+scheme: str | None = SCHEME
 
 
 def check(package: Outlined, target: Target) -> list[str]:

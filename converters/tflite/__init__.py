@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgesdk.targets import Target
 
 name = "tflite"
+scheme: str | None = None
 MODEL = "model.tflite"
 RUNTIME = "ai-edge-litert"
 OLDEST_RUNTIME = "ai-edge-litert 1.0"

@@ -83,7 +83,7 @@ class ConverterTestCase:
         for package, folder, artifact in converted:
             assert read_artifact(folder) == _as_read(artifact)
             assert artifact.converter == self.module().name
-            assert (artifact.scheme, artifact.target) == (package.scheme, self.board().name)
+            assert (artifact.scheme, artifact.target) == (self.module().scheme or package.scheme, self.board().name)
             assert artifact.package == content_digest(package)
             assert 0 < artifact.bytes <= artifact.bytes_with_runtime
 

@@ -120,7 +120,7 @@ def test_predicted_bytes_are_near_those_of_the_file(kind: str, scheme: str) -> N
 
 def test_predicted_bytes_by_hand() -> None:
     outline = outline_of(sample_package("bert", "fp32"), False)
-    assert predicted_bytes(outline) == 4 * BERT.parameters()
+    assert predicted_bytes(outline) == 4 * BERT.parameters() == 2 * predicted_bytes(outline, "fp16")
     quantized = outline_of(sample_package("bert", "w8a8"), False)
     matrices = [shape for shape in BERT.weight_shapes().values() if len(shape) == 2]
     saved = sum(3 * rows * columns - 4 * rows for rows, columns in matrices)
