@@ -21,7 +21,7 @@ CALLS = b"""#include "edge_kernels.h"
 void use(const edge_int8 *layer, const void *heads, int8_t *x, float *y, int rows, int k) {
   edge_int8_to_packed(layer, x, rows, x, k);
   edge_int8_to_float(layer, x, rows, y, y, k);
-#ifdef EDGE_ATTENTION_TILES
+#ifdef EDGE_INTEGER_ATTENTION
   edge_attention_int8(heads, x, k, x, k, x, k, rows, rows, x, k, (unsigned char *)y);
 #endif
 }

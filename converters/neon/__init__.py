@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from edgesdk.converters.isa_note import read_isa
 from edgesdk.converters.neon.convert import check, convert, name, scheme
 
-__all__ = ["check", "convert", "name", "read_isa", "scheme"]
+__all__ = ["check", "convert", "name", "scheme"]

@@ -9,7 +9,6 @@ computed by the same operations in the same order however the tokens are cut int
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.packing import round_up
@@ -46,7 +45,7 @@ def with_cache(plan: Plan) -> Plan:
         return plan
     if not all(_goes_on(step) for step in plan.steps):
         return plan
-    steps = (AttendCached(**_fields(step)) if isinstance(step, Attend) else step for step in plan.steps)
+    steps = (AttendCached(**vars(step)) if isinstance(step, Attend) else step for step in plan.steps)
     return replace(plan, steps=tuple(steps))
 
 
@@ -65,7 +64,3 @@ def _goes_on(step: Step) -> bool:
     if type(step) is Attend:
         return step.causal and all(part.tokens for part in (step.query, step.key, step.value))
     return isinstance(step, BY_ROW) and step.result.tokens
-
-
-def _fields(step: Step) -> dict[str, Any]:
-    return {name: getattr(step, name) for name in step.__dataclass_fields__}

@@ -149,7 +149,8 @@ def _storage_notes(package: Package, sources: Sources) -> tuple[str, ...]:
     """How weights are stored, and what of the package's savings is lost here."""
     lost = []
     if package.spec.sparse and not sources.blocks:
-        lost.append(f"{DENSE_HERE}: few blocks of the kernels are zero")
+        why = "4 bits are smaller" if sources.multipliers else "few blocks of the kernels are zero"
+        lost.append(f"{DENSE_HERE}: {why}")
     if has_four_bits(package) and not sources.multipliers:
         lost.append(INT8_HERE)
     return (*sources.notes, *lost)

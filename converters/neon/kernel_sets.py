@@ -19,7 +19,7 @@ class KernelSet:
     """`mr` x `nr` outputs of the int8 tile, `kr` products a step, `nf` columns of the float tile; `flip` is what is
     added to the bits of int8 activations (0x80: stored as unsigned); `isa` are the CPU features that the binary needs,
     by the names that `/proc/cpuinfo` (x86) or the targets (ARM) use; `flags` are those of gcc and clang, `zig_cpu` is
-    what zig wants in their place on ARM; `integer_attention`: the set has tiles for int8 attention; `halves`: float
+    what zig wants in their place on ARM; `integer_attention`: the set has int8 attention; `halves`: float
     linear layers are computed in half precision."""
 
     name: str

@@ -14,7 +14,6 @@ from edgesdk.converters.neon.packing import ALIGN, pack_float, pack_half, pad, p
 from edgesdk.converters.neon.plan import Dense
 from edgesdk.converters.neon.storage import Stored, store_matrix
 
-NULL = "NULL"
 Store = Callable[[NDArray[np.generic], str], str]  # array, C type → C pointer
 
 
@@ -102,11 +101,11 @@ def w8_layer(step: Dense, store: Store) -> Sequence[str]:
 
 def _storage(stored: Stored, kernels: KernelSet, store: Store) -> Sequence[str]:
     """The fields behind `n`."""
-    blocks = [NULL, NULL] if stored.blocks is None or stored.strides is None else [
+    blocks = ["NULL", "NULL"] if stored.blocks is None or stored.strides is None else [
         store(stored.blocks, "edge_blocks"), store(stored.strides, "int32_t")
     ]
     if stored.multipliers is None:
-        return [*blocks, NULL, "0"]
+        return [*blocks, "NULL", "0"]
     readable = np.pad(stored.multipliers.reshape(-1), (0, 16))  # rows are read as whole vectors
     return [*blocks, store(readable, "uint8_t"), str(stored.group // (2 * kernels.kr))]
 

@@ -27,7 +27,7 @@ def tensor_bytes(tensor: Tensor) -> int:
 def scratch_bytes(step: Attend, kernels: KernelSet) -> int:
     """What attention needs: panels of keys and values of one head, scores of up to 8 queries."""
     if isinstance(step, AttendStatic):
-        if kernels.flip:  # edge_attention_avx512.h
+        if kernels.name.startswith("avx512"):  # edge_attention_avx512.h
             return round_up(step.key.rows, kernels.nr) * (3 * step.size + 52)
         padded = round_up(step.key.rows, ALIGN)
         return padded * (step.size + 4 + 6 * kernels.mr)

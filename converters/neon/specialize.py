@@ -16,7 +16,7 @@ from edgesdk.converters.integer_share import INTEGER_FORMS
 from edgesdk.converters.neon.branches import Branch, Join, Otherwise
 from edgesdk.converters.neon.fuse import uses
 from edgesdk.converters.neon.kernel_sets import KernelSet
-from edgesdk.converters.neon.packing import ALIGN, round_up
+from edgesdk.converters.neon.packing import ALIGN, pack_b, round_up
 from edgesdk.converters.neon.plan import (
     Activate,
     Attend,
@@ -32,7 +32,7 @@ from edgesdk.converters.neon.plan import (
     Step,
     Tensor,
 )
-from edgesdk.converters.neon.storage import pack_blocks, sparse_from
+from edgesdk.converters.neon.storage import sparse_from, zero_share
 
 FRACTION_BITS = 10  # EDGE_FRACTION: of the exponents of softmax; 16 bits hold -32 to 32
 # 2^(g / 2) for g from -1 to 1, divided by its first coefficient (minimax, relative error 7.5e-5).
@@ -83,7 +83,9 @@ def specialize(plan: Plan, kernels: KernelSet) -> Plan:
 
 def integer_attention_macs(plan: Plan, kernels: KernelSet) -> int:
     """Multiply-accumulates of attention that run in integers, for one input of the whole sequence."""
-    static = [step for step in specialize(plan, kernels).steps if isinstance(step, AttendStatic)]
+    if not kernels.integer_attention:
+        return 0
+    static = [step for step in attend_in_integers(list(plan.steps), plan.output) if isinstance(step, AttendStatic)]
     return sum(2 * step.query.rows * step.key.rows * step.heads * step.size for step in static)
 
 
@@ -206,7 +208,7 @@ def align_panels(steps: list[Step], kernels: KernelSet) -> list[Step]:
 def _worth_aligning(linears: tuple[Linear, ...], kernels: KernelSet) -> bool:
     if linears[0].form not in INTEGER_FORMS or not any(len(one.weight) % kernels.nr for one in linears[:-1]):
         return False
-    return any(pack_blocks(linear.weight, kernels).left_out >= sparse_from(kernels) for linear in linears)
+    return any(zero_share(pack_b(linear.weight, kernels), kernels) >= sparse_from(kernels) for linear in linears)
 
 
 def _padded(linear: Linear, outputs: int) -> Linear:

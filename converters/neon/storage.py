@@ -49,10 +49,13 @@ class Stored:
 
 def store_matrix(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:
     """int8 [N, K] in the form that costs least: blocks where enough are zero, unless 4 bits are a tenth smaller."""
-    sparse, small = pack_blocks(weight, kernels), pack_four_bits(weight, kernels)
-    if sparse.left_out >= sparse_from(kernels) and (small is None or small.bytes > 0.9 * sparse.bytes):
-        return sparse
-    return small or Stored(pack_b(weight, kernels))
+    panels = pack_b(weight, kernels)
+    small = pack_four_bits(panels, kernels)
+    if zero_share(panels, kernels) >= sparse_from(kernels):
+        sparse = pack_blocks(panels, kernels)
+        if small is None or small.bytes > 0.9 * sparse.bytes:
+            return sparse
+    return small or Stored(panels)
 
 
 def sparse_from(kernels: KernelSet) -> float:
@@ -60,13 +63,16 @@ def sparse_from(kernels: KernelSet) -> float:
     return SPARSE_FROM if kernels.name in BLOCK_TILES else SPARSE_FROM_GATHERED
 
 
-def pack_blocks(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:
-    """The blocks of int8 [N, K] that are not zero. A panel's list is padded with zero blocks to a multiple of the
-    k-steps that the dense tile needs, unless the set has a tile for blocks."""
-    panels = pack_b(weight, kernels)  # [N / nr, K / kr, nr, kr]
+def zero_share(panels: NDArray[np.int8], kernels: KernelSet) -> float:
+    """The share of the blocks of `pack_b` that `pack_blocks` leaves out."""
+    kept, unit = np.asarray(panels.any((2, 3))), _list_unit(kernels)
+    return 1 - sum(round_up(int(count), unit) for count in kept.sum(1)) / kept.size
+
+
+def pack_blocks(panels: NDArray[np.int8], kernels: KernelSet) -> Stored:
+    """The blocks of `pack_b` that are not zero."""
     kept = np.asarray(panels.any((2, 3)))
-    step_bytes = kernels.mr * kernels.kr
-    group = 1 if kernels.name in BLOCK_TILES else ALIGN // kernels.kr
+    step_bytes, group = kernels.mr * kernels.kr, _list_unit(kernels)
     blocks, strides, parts, begin = [], list[NDArray[np.int32]](), list[NDArray[np.int8]](), 0
     for panel, present in zip(panels, kept, strict=True):
         steps = np.flatnonzero(present)
@@ -81,11 +87,16 @@ def pack_blocks(weight: NDArray[np.int8], kernels: KernelSet) -> Stored:
         begin += count
     if not begin:  # nothing at all: one block that no panel has, so that there is an address
         strides, parts = [np.zeros(1, np.int32)], [np.zeros((1, kernels.nr, kernels.kr), np.int8)]
-    left_out = 1 - begin / kept.size
     return Stored(
-        np.concatenate(parts), blocks=np.array(blocks, np.int32), strides=np.concatenate(strides), left_out=left_out,
-        steps=kept.size,
+        np.concatenate(parts), blocks=np.array(blocks, np.int32), strides=np.concatenate(strides),
+        left_out=1 - begin / kept.size, steps=kept.size,
     )
+
+
+def _list_unit(kernels: KernelSet) -> int:
+    """Lists of blocks are padded with zero blocks to a multiple of the k-steps that the dense tile needs, unless the
+    set has a tile for blocks."""
+    return 1 if kernels.name in BLOCK_TILES else ALIGN // kernels.kr
 
 
 def unpack_blocks(stored: Stored, rows: int, columns: int, kernels: KernelSet) -> NDArray[np.int8]:
@@ -101,11 +112,10 @@ def unpack_blocks(stored: Stored, rows: int, columns: int, kernels: KernelSet) -
     return flat[:rows, :columns].astype(np.int8)
 
 
-def pack_four_bits(weight: NDArray[np.int8], kernels: KernelSet) -> Stored | None:
-    """int8 [N, K] as q of 4 bits and multipliers, in the largest groups that hold it; None where there are none, or the
-    shape does not suit: pairs of k-steps lie in the bytes of one, and a panel has at most DEEPEST inputs and
-    LARGEST_PANEL bytes."""
-    panels = pack_b(weight, kernels)  # [N / nr, K / kr, nr, kr]
+def pack_four_bits(panels: NDArray[np.int8], kernels: KernelSet) -> Stored | None:
+    """The panels of `pack_b` as q of 4 bits and multipliers, in the largest groups that hold it; None where there are
+    none, or the shape does not suit: pairs of k-steps lie in the bytes of one, and a panel has at most DEEPEST inputs
+    and LARGEST_PANEL bytes."""
     count, steps, depth = len(panels), panels.shape[1], panels.shape[1] * kernels.kr
     if steps % 2 or depth > DEEPEST or kernels.nr * depth > LARGEST_PANEL:
         return None

@@ -162,7 +162,7 @@ int main(int argc, char **argv) {
         edge_add(array[0], array[1], p[0], p[1], result);
         floats = (size_t)p[0] * p[1];
         break;
-#if defined(EDGE_ATTENTION_TILES)
+#if defined(EDGE_INTEGER_ATTENTION)
       case 17: {
         const int *z = array[3];
         edge_exponents softmax = {z[2], z[3], {(int16_t)z[4], (int16_t)z[5], (int16_t)z[6], (int16_t)z[7]}};

@@ -15,8 +15,9 @@ from test_neon_kernels import EVEX
 
 from edgesdk.converters.artifact import Artifact, read_artifact
 from edgesdk.converters.base import input_tensors, output_tensors
+from edgesdk.converters.isa_note import read_isa
 from edgesdk.converters.neon import build as build_module
-from edgesdk.converters.neon import check, convert, read_isa
+from edgesdk.converters.neon import check, convert
 from edgesdk.converters.neon.build import build, runner_objects
 from edgesdk.converters.neon.convert import make_plan
 from edgesdk.converters.neon.emit import emit

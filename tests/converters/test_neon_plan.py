@@ -16,7 +16,8 @@ from onnx import helper
 from sample_graphs import SPECS, sample, without
 
 from edgesdk.converters.front import Encoding, lower
-from edgesdk.converters.neon import check, convert, read_isa, toolchain
+from edgesdk.converters.isa_note import read_isa
+from edgesdk.converters.neon import check, convert, toolchain
 from edgesdk.converters.neon.arena import ALIGNMENT, Life, place
 from edgesdk.converters.neon.convert import make_plan
 from edgesdk.converters.neon.cost import plain_shares

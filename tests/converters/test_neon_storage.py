@@ -36,6 +36,7 @@ from edgesdk.converters.neon.storage import (
     store_matrix,
     unpack_blocks,
     unpack_four_bits,
+    zero_share,
 )
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.errors import UnsupportedOp
@@ -77,7 +78,7 @@ def test_static_layers_are_bit_exact(driver: Driver, density: str) -> None:
     rng, kernels = np.random.default_rng(len(density)), driver.kernels
     check_static_layers(
         driver, rng, lambda index, n, k: sparse_matrix(rng, n, k, kernels, density),
-        lambda weight, *rest: layer_arrays(pack_blocks(weight, kernels), *rest),
+        lambda weight, *rest: layer_arrays(pack_blocks(pack_b(weight, kernels), kernels), *rest),
     )
 
 
@@ -103,7 +104,7 @@ def test_layers_of_four_bits_are_those_of_dense_weights(driver: Driver) -> None:
             pad(rng.uniform(0.001, 0.01, n).astype(np.float32), count, np.float32),
             *(np.full(kernels.nr, value, np.float32) for value in (3, 0.05)), pack_a(x, kernels),
         ]
-        small = pack_four_bits(weight, kernels)
+        small = pack_four_bits(pack_b(weight, kernels), kernels)
         assert small is not None and small.bytes < 0.6 * count * k
         for stored in (small, Stored(pack_b(weight, kernels))):
             pairs = stored.group // (2 * kernels.kr)
@@ -121,8 +122,8 @@ def test_the_largest_sums_of_four_bits_fit(driver: Driver) -> None:
     weight = np.full((kernels.nr, deep), 127, np.int8)
     weight[1::2] = -127
     ones = [np.full(kernels.nr, value, np.float32) for value in (100 / (127 * 128 * deep), 0, 1)]
-    small = pack_four_bits(weight, kernels)
-    assert small is not None and pack_four_bits(np.zeros((1, DEEPEST + 32), np.int8), kernels) is None
+    small = pack_four_bits(pack_b(weight, kernels), kernels)
+    assert small is not None and pack_four_bits(pack_b(np.zeros((1, DEEPEST + 32), np.int8), kernels), kernels) is None
     x = pack_a(np.full((1, deep), -128, np.int8), kernels)
     bias = -kernels.flip * weight.sum(1, dtype=np.int32)
     for stored in (small, Stored(pack_b(weight, kernels))):
@@ -160,14 +161,14 @@ def test_four_bits_hold_the_matrix(name: str, n: int, k: int, group: int, seed: 
     """What is packed is unpacked; groups finer than a pair of k-steps, and other numbers, stay in 8 bits."""
     kernels, rng = KERNEL_SETS[name], np.random.default_rng(seed)
     weight = four_bit_matrix(rng, n, k, group)
-    stored = pack_four_bits(weight, kernels)
+    stored = pack_four_bits(pack_b(weight, kernels), kernels)
     fits = round_up(k, ALIGN) % (2 * kernels.kr) == 0
     if stored is not None:
         np.testing.assert_array_equal(unpack_four_bits(stored, n, k, kernels), weight)
     assert stored is not None or not fits or group % (2 * kernels.kr)
     if k > 1:
         weight[-1, :2] = 127, 126
-        assert pack_four_bits(weight, kernels) is None
+        assert pack_four_bits(pack_b(weight, kernels), kernels) is None
 
 
 @pytest.mark.parametrize("density", DENSITIES)
@@ -184,7 +185,7 @@ def test_dynamic_layers_are_those_of_dense_weights(driver: Driver, density: str)
             pad(rng.standard_normal(n).astype(np.float32), count, np.float32), None, pack_a(x, kernels),
             pad(row_scale, round_up(m, ROWS), np.float32), pad(row_zero + kernels.flip, round_up(m, ROWS), np.int32),
         ]
-        for stored in (pack_blocks(weight, kernels), Stored(pack_b(weight, kernels))):
+        for stored in (pack_blocks(pack_b(weight, kernels), kernels), Stored(pack_b(weight, kernels))):
             driver.call(3, [0, depth, count, m, stride], layer_arrays(stored, *operands), m * stride * 4)
     answers = driver.run()
     assert answers[::2] == answers[1::2]
@@ -197,7 +198,7 @@ def test_blocks_hold_the_matrix(name: str, n: int, k: int, share: float, seed: i
     """Any zeros, in blocks or not: nothing is lost, and every list stays inside of its panel of activations."""
     kernels, rng = KERNEL_SETS[name], np.random.default_rng(seed)
     weight = np.where(rng.random((n, k)) < share, rng.integers(-127, 128, (n, k)), 0).astype(np.int8)
-    stored = pack_blocks(weight, kernels)
+    stored = pack_blocks(pack_b(weight, kernels), kernels)
     assert stored.blocks is not None and stored.strides is not None
     np.testing.assert_array_equal(unpack_blocks(stored, n, k, kernels), weight)
     assert len(stored.blocks) == round_up(n, kernels.nr) // kernels.nr
@@ -256,13 +257,13 @@ def test_sources_say_how_weights_lie(kind: str, scheme: str, blocks: bool, multi
 
 def test_projections_side_by_side_begin_at_whole_panels() -> None:
     """Query, key and value of 64 and 32 outputs in panels of 12; dense ones stay as close as they were."""
-    plan = make_plan(sparse_sample("w8a8").graph, 19)
-    steps = specialize(plan, KERNEL_SETS["dotprod"]).steps
+    plan, kernels = make_plan(sparse_sample("w8a8").graph, 19), KERNEL_SETS["dotprod"]
+    steps = specialize(plan, kernels).steps
     attend = next(step for step in steps if isinstance(step, Attend))
     merged = next(step for step in steps if isinstance(step, Dense) and step.result == attend.query)
     assert attend.starts == (0, 96, 144) and merged.result.columns == attend.value.columns == 192
     assert [len(linear.weight) for linear in merged.linears] == [96, 48, 48]
-    assert min(pack_blocks(linear.weight, KERNEL_SETS["dotprod"]).left_out for linear in merged.linears) > 0.5
+    assert min(zero_share(pack_b(linear.weight, kernels), kernels) for linear in merged.linears) > 0.5
     close = specialize(plan, KERNEL_SETS["base"]).steps
     assert next(step for step in close if isinstance(step, Attend)).starts == (0, 64, 96)
 

@@ -3,7 +3,8 @@
  * layer's packed_a.
  *
  * A panel of MR queries or keys in packed_a is the left and the right operand of a tile, so nothing is copied but the
- * values, which are transposed once for each head. Only kernel sets with edge_tile_scores and edge_tile_values. */
+ * values, which are transposed once for each head. For kernel sets with edge_tile_scores and edge_tile_values; AVX-512
+ * has a form of its own. */
 #pragma once
 
 enum { GV = MR / VW }; /* vectors of MR columns */

@@ -304,7 +304,7 @@ EDGE_KERNEL void edge_int8_dynamic(const edge_int8 *layer, const int8_t *x, cons
 }
 
 #if !defined(EDGE_X86)
-/* clamp(round(value) + zero) of the 16 (or VW) columns from `column` on of one row into a packed_a buffer. */
+/* clamp(round(value) + zero) of the 16 columns from `column` on of one row into a packed_a buffer. */
 EDGE_INLINE void edge_put_row(int8_t *packed, int k, int row, int column, const vf *value, int zero) {
 #if defined(EDGE_NEON)
   int16x8_t both = vdupq_n_s16((int16_t)zero);

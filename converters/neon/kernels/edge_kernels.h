@@ -47,7 +47,7 @@
 #include "edge_resident.h"
 #include "edge_attention.h"
 #include "edge_attention_cached.h"
-#if defined(EDGE_ATTENTION_TILES)
+#if defined(EDGE_INTEGER_ATTENTION)
 #include "edge_softmax_integer.h"
 #include "edge_attention_int8.h"
 #endif

@@ -86,7 +86,7 @@ EDGE_INLINE void edge_softmax_rows(const edge_exponents *softmax, const int32_t 
   else edge_softmax_blocks(softmax, scores, blocks, most, p, sums, 0);
 }
 
-#else
+#elif !defined(EDGE_ISA_AVX512VNNI) /* edge_attention_avx512.h has its own */
 EDGE_INLINE int32_t edge_high_product(int64_t a, int64_t b, int bits) { /* sqrdmulh */
   return (int32_t)((2 * a * b + ((int64_t)1 << (bits - 1))) >> bits);
 }

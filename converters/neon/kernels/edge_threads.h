@@ -251,7 +251,7 @@ EDGE_INLINE void edge_threaded_cached(edge_pool *pool, unsigned char *more, size
   else edge_cached_part(&job, 0, 1);
 }
 
-#if defined(EDGE_ATTENTION_TILES)
+#if defined(EDGE_INTEGER_ATTENTION)
 typedef struct {
   const edge_attention8 *layer;
   edge_attention_rows rows;

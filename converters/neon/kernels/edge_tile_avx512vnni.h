@@ -6,7 +6,7 @@
  * panel or less. */
 #pragma once
 enum { MR = 8, NR = 32, KR = 4, FLIP = 0x80 };
-#define EDGE_ATTENTION_TILES 1 /* edge_attention_avx512.h needs no others */
+#define EDGE_INTEGER_ATTENTION 1 /* edge_attention_avx512.h, which needs no tiles */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
   const int8_t *next = b + (size_t)steps * NR * KR;

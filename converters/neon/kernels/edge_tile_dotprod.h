@@ -5,7 +5,7 @@
  * instructions, 32 MAC a cycle on Neoverse N1 (llvm-mca). */
 #pragma once
 enum { MR = 8, NR = 12, KR = 4, FLIP = 0 };
-#define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
+#define EDGE_INTEGER_ATTENTION 1 /* by edge_tile_scores and edge_tile_values */
 
 #define EDGE_START_ROWS 8
 

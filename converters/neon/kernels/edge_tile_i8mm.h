@@ -5,7 +5,7 @@
  * cycle on Neoverse N2 (llvm-mca). Blocks become rows by one zip for each vector. */
 #pragma once
 enum { MR = 8, NR = 8, KR = 8, FLIP = 0 };
-#define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
+#define EDGE_INTEGER_ATTENTION 1 /* by edge_tile_scores and edge_tile_values */
 
 /* Two rows: register A times the four registers of B; blocks are operands 0 to 15. */
 #define EDGE_SMMLA_4(X, Y, Z, W, A)                                                                    \

@@ -1,7 +1,7 @@
 /* Reference tile: 4 x 4, one product at a time. */
 #pragma once
 enum { MR = 4, NR = 4, KR = 1, FLIP = 0 };
-#define EDGE_ATTENTION_TILES 1 /* has edge_tile_scores and edge_tile_values */
+#define EDGE_INTEGER_ATTENTION 1 /* by edge_tile_scores and edge_tile_values */
 EDGE_INLINE void edge_tile(const int8_t *a, const int8_t *b, int steps, const int rows, const int32_t *start,
                            vi acc[MR][NR / VW]) {
   for (int i = 0; i < rows; i++)
