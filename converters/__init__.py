@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,13 @@ CONVERTERS = {
     "tensorrt": "edgesdk.converters.tensorrt",
     "tflite": "edgesdk.converters.tflite",
 }
+
+
+def suitable(names: Sequence[str], scheme: str) -> list[str]:
+    """Those of the converters that make something of packages of a scheme: one with a scheme of its own makes it of
+    fp32. All of them where none does, so that each can say why."""
+    found = [name for name in names if scheme == "fp32" or converter(name).scheme is None]
+    return found or list(names)
 
 
 def converter(name: str) -> Converter:

@@ -11,8 +11,8 @@ The worker on the board has no numpy, hence raw blocks. The tolerance belongs to
 maker: `max_abs` 1e-4 for fp32; for dynamic schemes `sqnr_db` 20 and 98 % equal labels, both against fp32. For static
 schemes `sqnr_db` 30 against the package's fake-quantized model; or the error against float is at most 6 / √n dB above
 that model's own: rounding turns the last bit of a float into a step of int8 and layers multiply it, so that two right
-programs of one trained model may differ by nearly as much as each differs from float (docs/decisions.md, 26). `fp16`
-(`tensorrt`): `sqnr_db` 30 against fp32.
+programs of one trained model may differ by nearly as much as each differs from float (docs/decisions.md, 26). `fp16`:
+`sqnr_db` 30 against fp32.
 """
 
 from __future__ import annotations

@@ -85,8 +85,7 @@ def latency(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
     if document["golden"]["n"] < FEWEST_INPUTS:
         labels.add("few_inputs")
     if document["facts"].get("agent") == "shell":
-        # Nothing was looked at while the rounds ran, and no turn of the machine was waited for.
-        labels.update(("unsampled", "unserialized"))
+        labels.add("unsampled")  # nothing was looked at while the rounds ran
     if any((entry.get("environment") or {}).get("turn") == NO_LOCK for entry in rounds):
         labels.add("unserialized")  # other boards of this machine may have been timed beside it
     if any(entry.get("other_cpu", 0.0) is None for entry in rounds):

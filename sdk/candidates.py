@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk.bounds import mean_lower95, wilson_lower95
-from edgesdk.converters import converter
+from edgesdk.converters import converter, suitable
 from edgesdk.converters.artifact import Artifact, artifact_sha256
 from edgesdk.data import Dataset
 from edgesdk.errors import ConvertError
@@ -47,11 +47,12 @@ def make_candidates(
     folder: Path,
     progress: Callable[[str, int, int], None],
 ) -> list[Candidate]:
-    """Convert every package with every converter; one that cannot be converted is a candidate with its reasons."""
+    """Convert every package with every suitable converter; one that cannot be converted is a candidate with its
+    reasons."""
     candidates: list[Candidate] = []
-    total = len(packages) * len(converters)
+    total = sum(len(suitable(converters, package.scheme)) for package in packages.values())
     for recipe, package in packages.items():
-        for kind in converters:
+        for kind in suitable(converters, package.scheme):
             name = f"{recipe}-{kind}"
             progress(f"converting {name}", len(candidates), total)
             path = folder / name

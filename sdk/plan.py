@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesdk.converters import converter
+from edgesdk.converters import converter, suitable
 from edgesdk.converters.base import Converter
 from edgesdk.encodings import ActivationEncoding, Encodings, static_activations
 from edgesdk.errors import ConfigError, Unmeasured
@@ -59,7 +59,7 @@ def make_plan(request: Request) -> dict[str, Any]:
         reasons += refused
         exit_code = ConfigError.exit_code if refused else exit_code
         shadow = Shadow.of(outline, job.package.sequence)
-        for name in converters:
+        for name in suitable(converters, outline.scheme):
             module = converter(name)
             problems = refused or module.check(shadow, target)
             candidates.append(_candidate(recipe, module, outline, job.package.sequence, problems))

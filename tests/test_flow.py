@@ -97,7 +97,7 @@ def test_plan_predicts_without_doing(
     monkeypatch.chdir(tmp_path)
     assert run(["plan", "--target", "rpi5", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["provenance"] == "emulated" and len(document["candidates"]) == 16
+    assert document["provenance"] == "emulated" and len(document["candidates"]) == 13
     sizes = {entry["name"]: (entry["scheme"], entry["bytes"]["value"]) for entry in document["candidates"]}
     assert sizes["fp32-neon-fp16"] == ("fp16", sizes["fp32-neon"][1] // 2)
     assert all(candidate["bytes"]["provenance"] == "predicted" for candidate in document["candidates"])

@@ -28,8 +28,7 @@ ROWS_BY_LENGTH, ROWS_IN_OUTPUT, ROWS_NEEDED = 0, 1, 2  # `edge_model_padding`
 class Sources:
     """File name → content; `weight_bytes` counts the packed weights, `arena_bytes` the activations, `scratch_bytes`
     what each thread but the first one needs, `token_bytes` the library's copy of its input; `notes` say how weights
-    are stored, `blocks` whether any matrix lies without its zero blocks, `multipliers` whether any matrix or table lies
-    in 4 bits."""
+    are stored, `blocks` whether any matrix lies without its zero blocks, `multipliers` whether any lies in 4 bits."""
 
     files: dict[str, bytes]
     weight_bytes: int
@@ -119,7 +118,7 @@ def emit(
         files, len(calls.weights.data), arena, round_up(scratch, 64), tokens,
         notes=storage_summary(calls.matrices, small_tables),
         blocks=any(matrix.blocks is not None for matrix in calls.matrices),
-        multipliers=small_tables > 0 or any(matrix.multipliers is not None for matrix in calls.matrices),
+        multipliers=any(matrix.multipliers is not None for matrix in calls.matrices),
     )
 
 

@@ -25,7 +25,7 @@ from edgesdk.converters.neon.build import kernel_sources, model_flags, write_fil
 from edgesdk.converters.neon.cache import decodes
 from edgesdk.converters.neon.convert import SCHEMES, plan_of
 from edgesdk.converters.neon.emit import Sources, emit
-from edgesdk.converters.neon.fp16 import SCHEME, half_package
+from edgesdk.converters.neon.fp16 import SCHEME, check_range
 from edgesdk.converters.neon.kernel_sets import AARCH64, KernelSet, choose, choose_half
 from edgesdk.converters.neon.toolchain import COMMON, Toolchain, find
 from edgesdk.errors import ConvertError
@@ -62,7 +62,8 @@ def write_library(package: Package, target: Target, folder: Path, half: bool = F
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConvertError(f"{folder}: is not an empty folder", "name a folder that does not exist")
     kernels = choose_half(target) if half else choose(target)
-    package = half_package(package) if half else package
+    if half:
+        check_range(package)
     toolchain = find(kernels.triple)
     archiver = find_archiver(kernels.triple, toolchain)
     plan = plan_of(lower(package.graph, package.sequence, branches="marked"))

@@ -22,7 +22,6 @@ BLOCK_TILES = ("base", "dotprod", "i8mm")
 SPARSE_FROM, SPARSE_FROM_GATHERED = 0.05, 0.25
 GROUPS = (8, 16, 32, 64, 128, 256)  # inputs that may share a multiplier; what fits a group fits its halves
 LARGEST_PANEL = 96 << 10  # bytes of an unpacked panel, which lies on the stack
-DEEPEST = 8192  # inputs of a matrix of 4 bits: its sums, times 16, fit in int32 (edge_tail.h)
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,10 @@ def unpack_blocks(stored: Stored, rows: int, columns: int, kernels: KernelSet) -
 
 def pack_four_bits(panels: NDArray[np.int8], kernels: KernelSet) -> Stored | None:
     """The panels of `pack_b` as q of 4 bits and multipliers, in the largest groups that hold it; None where there are
-    none, or the shape does not suit: pairs of k-steps lie in the bytes of one, and a panel has at most DEEPEST inputs
-    and LARGEST_PANEL bytes."""
+    none, or the shape does not suit: pairs of k-steps lie in the bytes of one, and a panel must fit in
+    LARGEST_PANEL."""
     count, steps, depth = len(panels), panels.shape[1], panels.shape[1] * kernels.kr
-    if steps % 2 or depth > DEEPEST or kernels.nr * depth > LARGEST_PANEL:
+    if steps % 2 or kernels.nr * depth > LARGEST_PANEL:
         return None
     found = None
     for group in GROUPS:
@@ -193,7 +192,7 @@ def storage_summary(stored: Sequence[Stored], small_tables: int = 0) -> tuple[st
         count = f"{len(sparse)} of {len(stored)} int8 matrices"
         notes.append(f"block-sparse: {count}, {share:.0f} % of their k-steps left out")
     if small:
-        notes.append(f"4-bit weights: {len(small)} of {len(stored)} int8 matrices, unpacked a panel at a time")
+        notes.append(f"4-bit weights: {len(small)} of {len(stored)} int8 matrices, unpacked as they are read")
     if small_tables:
         notes.append(f"4-bit tables of embeddings: {small_tables}, unpacked as they are read")
     return tuple(notes)

@@ -14,6 +14,7 @@ from edgesdk.harness.worker.child import parse_oom_kills
 from edgesdk.harness.worker.condition import parse_pressure, parse_swapped, parse_throttled
 from edgesdk.harness.worker.facts import EMULATED_FILE, is_emulated, parse_cpuinfo, parse_meminfo
 from edgesdk.harness.worker.gpu import RELEASE
+from edgesdk.harness.worker.machine import NO_LOCK
 from edgesdk.harness.worker.rounds import parse_busy
 from edgesdk.harness.worker.system import DEVICE_TREES
 
@@ -94,7 +95,7 @@ def surroundings(before: Mapping[str, str], after: Mapping[str, str], clocks: st
         "throttled_now": (bits[1] or 0) & ~STICKY if both else None,
         "throttled_new": (bits[1] or 0) & ~(bits[0] or 0) if both else None,
         "temperature_start_c": temperature(before), "temperature_end_c": temperature(after),
-        "temperature_max_c": max(heat, default=None), "wall_s": wall,
+        "temperature_max_c": max(heat, default=None), "wall_s": wall, "turn": NO_LOCK,  # none was waited for
         "other_cpu": None if wall is None or own is None else round(max(0.0, busy - own) / wall, 4),
     }
 

@@ -17,7 +17,10 @@ Data = Annotated[str | None, typer.Option(help="evaluation data: module:function
 TrainData = Annotated[str | None, typer.Option(help="training data for calibration and recovery, same forms")]
 TargetName = Annotated[str, typer.Option(help="class of hardware: host, rpi5, rpi4, jetson, … or a .toml file")]
 Recipes = Annotated[list[str] | None, typer.Option("--recipe", help="preset or recipe.yaml; may be given again")]
-Converters = Annotated[list[str] | None, typer.Option("--converter", help="onnx, tflite or neon; may be given again")]
+Converters = Annotated[
+    list[str] | None,
+    typer.Option("--converter", help="onnx, tflite, neon, neon-fp16 or tensorrt; may be given again"),
+]
 Goals = Annotated[list[str] | None, typer.Option("--goal", help="e.g. accuracy='max-degradation 1', size='max 30%'")]
 BoardName = Annotated[str | None, typer.Option("--board", help="board of farm.toml; default: one of the target")]
 Farm = Annotated[Path | None, typer.Option(help="farm file; default: farm.toml")]

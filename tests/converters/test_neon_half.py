@@ -20,19 +20,21 @@ from test_neon_models import ODD
 
 from edgesdk.converters import converter
 from edgesdk.converters.artifact import read_artifact, tolerance
+from edgesdk.converters.front import Linear
 from edgesdk.converters.isa_note import read_isa
 from edgesdk.converters.neon import fp16, reference
-from edgesdk.converters.neon.branches import Branch, Join, Otherwise
+from edgesdk.converters.neon.branches import Branch, Join, Otherwise, mark
 from edgesdk.converters.neon.convert import make_plan
 from edgesdk.converters.neon.kernel_sets import AARCH64, KERNEL_SETS
 from edgesdk.converters.neon.library import write_library
 from edgesdk.converters.neon.packing import ALIGN, pack_half, pad, round_up
-from edgesdk.converters.neon.plan import DenseHalf, Halve
-from edgesdk.converters.neon.specialize import specialize
+from edgesdk.converters.neon.plan import Dense, DenseHalf, Halve, Step, Tensor
+from edgesdk.converters.neon.specialize import halve, specialize
 from edgesdk.converters.neon.toolchain import find_all
 from edgesdk.errors import ConvertError
 from edgesdk.targets import load_target
 from edgesdk.testing.needs import need
+from edgesdk.transformer.graph import write_graph
 
 __all__ = ["driver", "program"]
 TARGET, CPU = "raspberry-pi/5", "cortex-a76"
@@ -165,25 +167,25 @@ def test_a_core_without_halves_refuses_it(made: Made, tmp_path: Path) -> None:
     assert done.returncode and "no half-precision arithmetic (asimdhp)" in done.stderr
 
 
-def test_halves_are_made_once_for_their_readers_and_within_a_region() -> None:
-    """Gate and up projection read the same rows; what a branch made is not read behind it."""
-    kernels = KERNEL_SETS["half"]
-    llama = specialize(make_plan(case_of("llama").graph, SEQUENCE), kernels).steps
-    dense = [step for step in llama if isinstance(step, DenseHalf)]
-    halves = [step.result for step in llama if isinstance(step, Halve)]
+def test_halves_are_made_once_for_their_readers() -> None:
+    """Gate and up projection read the same rows."""
+    steps = specialize(make_plan(case_of("llama").graph, SEQUENCE), KERNEL_SETS["half"]).steps
+    dense = [step for step in steps if isinstance(step, DenseHalf)]
+    halves = [step.result for step in steps if isinstance(step, Halve)]
     assert len(halves) < len(dense) and {step.source for step in dense} == set(halves)
-    made_here: list[set[str]] = [set()]
-    for step in specialize(make_plan(case_of("branched").graph, SEQUENCE), kernels).steps:
-        if isinstance(step, Branch):
-            made_here.append(set())
-        elif isinstance(step, (Otherwise, Join)):
-            made_here[-1] = set()
-            if isinstance(step, Join):
-                made_here.pop()
-        elif isinstance(step, Halve):
-            made_here[-1].add(step.result.name)
-        elif isinstance(step, DenseHalf):
-            assert any(step.source.name in region for region in made_here)
+
+
+def test_halves_of_a_region_are_not_read_behind_it() -> None:
+    """Either region of a branch, and what comes behind, make their own."""
+    weight, tensors = np.ones((4, 16), np.float32), [Tensor(f"y{index}", 1, 4) for index in range(4)]
+    linear = Linear("linear", "fp32", "x", "y", weight, np.zeros(4, np.float32), None, None, None)
+    first, yes, no, last = (Dense(tensor, Tensor("x", 1, 16), (linear,)) for tensor in tensors)
+    steps: list[Step] = [
+        first, Branch(mark("b"), Tensor("c", 1, 1)), yes, yes, Otherwise(mark("o")), no, Join(mark("j")), last,
+    ]
+    names = [type(step).__name__ for step in halve(steps)]
+    made = ["Halve", "DenseHalf"]
+    assert names == [*made, "Branch", *made, "DenseHalf", "Otherwise", *made, "Join", *made]
 
 
 def test_what_cannot_be_halved_is_refused(tmp_path: Path) -> None:
@@ -203,6 +205,23 @@ def test_what_cannot_be_halved_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=rf"{name} holds 7e\+04, beyond the 65504 of float16"):
         fp16.convert(dataclasses.replace(package, weights=weights), pi5, tmp_path)
     assert not list(tmp_path.iterdir()) and converter("neon-fp16") is fp16
+
+
+@pytest.mark.parametrize(("kind", "scale", "words"), [
+    ("vit", 30000.0, r"ffn\.up.* adds up \d.*, beyond"), ("bert_pooler", 3e7, r"reads .*, beyond|adds up .*, beyond"),
+])
+def test_what_overflows_on_the_golden_rows_is_refused(tmp_path: Path, kind: str, scale: float, words: str) -> None:
+    """Every weight fits, products and sums do not: NaN otherwise. A library has no golden check, so it asks too."""
+    package, target = case_of(kind).package(), load_target(TARGET)
+    weights = dict(package.weights)
+    first = "layers.0.ffn.up.weight" if kind == "vit" else next(key for key in weights if key.endswith("norm.weight"))
+    weights[first] = weights[first] * np.float32(scale)
+    large = dataclasses.replace(package, weights=weights, graph=write_graph(package.spec, weights))
+    with pytest.raises(ConvertError, match=words):
+        fp16.convert(large, target, tmp_path)
+    with pytest.raises(ConvertError, match=words):
+        write_library(large, target, tmp_path / "library", half=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_library_in_half_precision(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from edgesdk.converters.neon.packing import ALIGN, ROWS, pack_a, pack_b, pad
 from edgesdk.converters.neon.plan import Attend, Dense
 from edgesdk.converters.neon.specialize import specialize
 from edgesdk.converters.neon.storage import (
-    DEEPEST,
     Stored,
     kernel_macros,
     pack_blocks,
@@ -116,14 +115,14 @@ def test_layers_of_four_bits_are_those_of_dense_weights(driver: Driver) -> None:
 
 
 def test_the_largest_sums_of_four_bits_fit(driver: Driver) -> None:
-    """The largest products of the deepest matrix: int32 sums in registers do not overflow; a deeper one stays int8."""
+    """The largest products of the deepest matrix: int32 sums in registers do not overflow."""
     kernels = driver.kernels
-    deep = DEEPEST if kernels.triple == AARCH64 else 128  # others unpack into the test's 128
+    deep = 8192 if kernels.triple == AARCH64 else 128  # others unpack into the test's 128
     weight = np.full((kernels.nr, deep), 127, np.int8)
     weight[1::2] = -127
     ones = [np.full(kernels.nr, value, np.float32) for value in (100 / (127 * 128 * deep), 0, 1)]
     small = pack_four_bits(pack_b(weight, kernels), kernels)
-    assert small is not None and pack_four_bits(pack_b(np.zeros((1, DEEPEST + 32), np.int8), kernels), kernels) is None
+    assert small is not None
     x = pack_a(np.full((1, deep), -128, np.int8), kernels)
     bias = -kernels.flip * weight.sum(1, dtype=np.int32)
     for stored in (small, Stored(pack_b(weight, kernels))):
@@ -233,7 +232,7 @@ def test_the_form_follows_the_weights() -> None:
     small = store_matrix(four_bit_matrix(rng, 24, 64, 32), kernels)
     assert small.group == 32 and small.bytes == 24 * 64 // 2 + 24 * 2
     assert kernel_macros([small, stored]) == ("EDGE_BLOCKS 1", "EDGE_FOUR_BITS 64")
-    assert storage_summary([small]) == ("4-bit weights: 1 of 1 int8 matrices, unpacked a panel at a time",)
+    assert storage_summary([small]) == ("4-bit weights: 1 of 1 int8 matrices, unpacked as they are read",)
     assert storage_summary([], 1) == ("4-bit tables of embeddings: 1, unpacked as they are read",)
     both = np.where(many != 0, four_bit_matrix(rng, 48, 64, 32), 0).astype(np.int8)
     assert store_matrix(both, kernels).multipliers is not None, "a quarter of the blocks saves less than 4 bits"
@@ -245,7 +244,7 @@ def sparse_sample(scheme: str) -> Sample:
 
 @pytest.mark.parametrize(
     ("kind", "scheme", "blocks", "multipliers"),
-    [("block-sparse", "w8a8", True, False), ("block-sparse", "w4a8", True, True), ("low_rank", "w8a8", True, False),
+    [("block-sparse", "w8a8", True, False), ("block-sparse", "w4a8", True, False), ("low_rank", "w8a8", True, False),
      ("sparse", "w8a8", False, False), ("vit", "fp32", False, False), ("sparse", "w4a8", False, True)],
 )
 def test_sources_say_how_weights_lie(kind: str, scheme: str, blocks: bool, multipliers: bool) -> None:

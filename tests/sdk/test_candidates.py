@@ -65,7 +65,8 @@ def test_converter_that_fails_refuses_one_candidate_only(tmp_path: Path, monkeyp
         return convert(package, target, folder)
 
     monkeypatch.setattr(
-        candidates_module, "converter", lambda name: SimpleNamespace(check=onnx_converter.check, convert=failing)
+        candidates_module, "converter",
+        lambda name: SimpleNamespace(scheme=None, check=onnx_converter.check, convert=failing),
     )
     broken, plain = _make(tmp_path, int8=sample_package("vit", "w8a8"), fp32=sample_package("vit", "fp32"))
     assert broken.artifact is None

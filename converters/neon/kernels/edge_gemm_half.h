@@ -118,7 +118,8 @@ EDGE_KERNEL void edge_halve(const float *x, int stride, int rows, int columns, e
     for (; at + KH <= columns; at += KH, to += MH * KH)
       vst1q_f16(to, vcvt_high_f16_f32(vcvt_f16_f32(vf_load(x + at)), vf_load(x + at + VW)));
     for (; at < k; at += KH, to += MH * KH) {
-      const vf left = vf_load_upto(x + at, columns - at, 0.0f), right = vf_load_upto(x + at + VW, columns - at - VW, 0.0f);
+      const vf left = vf_load_upto(x + at, columns - at, 0.0f);
+      const vf right = vf_load_upto(x + at + VW, columns - at - VW, 0.0f);
       vst1q_f16(to, vcvt_high_f16_f32(vcvt_f16_f32(left), right));
     }
   }

@@ -53,13 +53,13 @@ typedef struct {
 #define EDGE_START_ROWS 1 /* how many times the tile wants its first sums side by side */
 #endif
 
-/* EDGE_FOUR_BITS is the largest k of a layer of 4 bits, of which a panel is unpacked at a time, or, for few rows, vector
- * by vector in registers. */
+/* EDGE_FOUR_BITS is the largest k of a layer of 4 bits, of which a panel is unpacked at a time, or, for few rows, a
+ * vector in registers. */
 #if defined(EDGE_FOUR_BITS)
 #if defined(EDGE_NEON)
 enum { EDGE_IN_REGISTERS = 1 };
 #else
-enum { EDGE_IN_REGISTERS = 0 };
+enum { EDGE_IN_REGISTERS = 0, EDGE_DEEPEST = 0 };
 #endif
 #define EDGE_UNPACKED _Alignas(64) int8_t unpacked[NR * EDGE_FOUR_BITS]
 #else
@@ -91,7 +91,7 @@ EDGE_INLINE edge_panel edge_panel_at(const edge_int8 *layer, int n, int rows, co
     const int pairs = panel.steps / 2, groups = (pairs + layer->group - 1) / layer->group;
     const int8_t *packed = layer->weights + (size_t)n * layer->k / 2;
     const uint8_t *multipliers = layer->multipliers + (size_t)n * groups;
-    if (EDGE_IN_REGISTERS && rows <= MR / 2) {
+    if (EDGE_IN_REGISTERS && rows <= MR / 2 && layer->k <= EDGE_DEEPEST) {
       panel.weights = packed;
       panel.multipliers = multipliers;
       panel.group = layer->group;

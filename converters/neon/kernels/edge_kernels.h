@@ -4,7 +4,7 @@
 #define EDGE_ISA_AVX512VNNI 1 /* the same with permutations of bytes */
 #endif
 #if defined(EDGE_ISA_HALF)
-#define EDGE_ISA_BASE 1 /* on any core; linear layers are in half precision */
+#define EDGE_ISA_BASE 1 /* int8 kernels of the base set; float linear layers are in half precision */
 #endif
 #include "edge_vector.h"
 #if defined(EDGE_ISA_BASE)

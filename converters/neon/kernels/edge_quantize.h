@@ -55,7 +55,7 @@ EDGE_INLINE void edge_widen(edge_range *range, int part, vf value) {
     }                                                                \
   } while (0)
 
-/* Store a vector of a row that is being made; unless `range` is NULL, a constant, widen it by the `left` real columns. */
+/* Store a vector of a row that is being made; unless `range` is NULL, a constant, widen it by `left` real columns. */
 EDGE_INLINE void edge_put_made(float *out, vf value, int left, edge_range *range, int part) {
   vf_store(out, value);
   if (range) edge_widen(range, part, left >= VW ? value : vf_load_part(out, left, 0.0f));

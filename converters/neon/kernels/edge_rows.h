@@ -136,8 +136,9 @@ EDGE_KERNEL void edge_add(const float *a, const float *b, int rows, int stride, 
   for (size_t at = 0; at < (size_t)rows * stride; at += VW) vf_store(out + at, vf_load(a + at) + vf_load(b + at));
 }
 
-/* A table of rows [width]: float (half precision in the set `half`); int8 with a scale for each row; or 4 bits, two columns in a byte, the even one in its
- * low half, with `groups` multipliers for each row too, one for 2^shift columns. */
+/* A table of rows [width]: float (half precision in the set `half`); int8 with a scale for each row; or 4 bits, two
+ * columns in a byte, the even one in its low half, with `groups` multipliers for each row too, one for 2^shift
+ * columns. */
 typedef struct {
   const void *values;
   const float *scale;         /* NULL: float */

@@ -36,7 +36,7 @@ EDGE_INLINE void edge_tail_blocks(const int8_t *a, const int8_t *b, const int32_
 #if defined(EDGE_FOUR_BITS)
 /* 4 bits (edge_four_bits.h) unpacked in registers. A half byte in the upper half of a byte is 16 times itself, which
  * spares a shift of each vector; in the base set two such products do not fit in int16. */
-enum { EDGE_SCALED = KR == 16 ? 0 : 4 };
+enum { EDGE_SCALED = KR == 16 ? 0 : 4, EDGE_DEEPEST = 8192 };
 
 EDGE_INLINE void edge_tail_pair(const int8_t *a, const int8_t *b, const int rows, edge_sums sums) {
   int8x16_t low[EDGE_STEP_VECTORS], high[EDGE_STEP_VECTORS];
@@ -50,7 +50,7 @@ EDGE_INLINE void edge_tail_pair(const int8_t *a, const int8_t *b, const int rows
 }
 
 /* acc [rows][NR] = start [NR] + a b. The multipliers meet the sums of a group in place of its weights; all sums fit in
- * int32 up to k = 8192: |16 multiplier q| <= 16 * 127. */
+ * int32 up to k = EDGE_DEEPEST: |16 multiplier q| <= 16 * 127. */
 EDGE_INLINE void edge_tail_four_bits(const int8_t *a, const int8_t *b, const uint8_t *multipliers, int pairs, int group,
                                      const int rows, const int32_t *start, vi acc[MR][NR / VW]) {
   enum { PAIRS = 4, NEXT_A = 2 * MR * KR };
