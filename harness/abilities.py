@@ -28,6 +28,7 @@ class Ability:
 
 
 NEON = Ability("runtime neon", True, "programs bring everything that they need")
+SOURCE = "runtime neon-source"
 
 
 def wrong_machine(target: Target, facts: Mapping[str, Any]) -> str | None:
@@ -56,7 +57,8 @@ def abilities(board: Board, target: Target, facts: Mapping[str, Any], by: str) -
         return list(_without_python(board, target))
     return [*_latency(board, "CLOCK_MONOTONIC_RAW on the board"), *_clocks(board, facts, by),
             *_process(board, "VmHWM and PSS of each round"), *_memory(board, target, facts, by), _energy(board, facts),
-            _throttling(board, facts), *_runtimes(target, facts), NEON]
+            _throttling(board, facts), *_runtimes(target, facts), NEON,
+            _compiling(facts)]
 
 
 def _without_python(board: Board, target: Target) -> Iterator[Ability]:
@@ -69,6 +71,7 @@ def _without_python(board: Board, target: Target) -> Iterator[Ability]:
     for name in target.runtimes:
         yield Ability(f"runtime {name}", False, no)
     yield NEON
+    yield Ability(SOURCE, False, no)
 
 
 def _latency(board: Board, how: str) -> Iterator[Ability]:
@@ -136,6 +139,12 @@ def _runtimes(target: Target, facts: Mapping[str, Any]) -> Iterator[Ability]:
             fits = new_enough(found, wanted)
             without = ", without energy: trtexec does not tell when its window starts" if name == "tensorrt" else ""
             yield Ability(f"runtime {name}", fits, found + without if fits else f"{found}, {wanted} is wanted")
+
+
+def _compiling(facts: Mapping[str, Any]) -> Ability:
+    found = facts.get("compiler")
+    missing = "no C compiler on the board; wanted only where this machine has none for it"
+    return Ability(SOURCE, bool(found), f"compiled by {found}" if found else missing)
 
 
 def _cores(target: Target, facts: Mapping[str, Any]) -> str | None:

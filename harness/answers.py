@@ -83,6 +83,7 @@ class Facts(Snapshot):
     libc: Text | None = None
     mem_total_bytes: Whole | None = None
     python: Text | None = None
+    compiler: Text | None = None
     rapl: Annotated[list[Text], Field(max_length=1024)] = []
     power: Power | None = None
     runtimes: Annotated[dict[Text, Text | None], Field(max_length=64)] = {}
@@ -162,6 +163,7 @@ class _Energy(Answer):
 
 class _Candidate(Answer):
     artifact: Digest
+    built: Text | None = None
     energy: _Energy | None = None
     golden: _Golden | None
     evaluation: _Evaluation | None

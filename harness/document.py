@@ -54,8 +54,8 @@ def write_measurement(
     document: dict[str, Any] = {
         "format": FORMAT, "version": VERSION, "name": artifact.name, "artifact": sha256, "board": board.name,
         "target": target.name, "provenance": board.provenance, "profile": profile.name, "seed": seed,
-        "started": started, "facts": dict(facts), "work": artifact.work, "golden": None, "evaluation": None,
-        "rounds": [], "rejected": [], "reasons": list(outcome.reasons), "exits": None,
+        "started": started, "facts": dict(facts), "work": artifact.work, "built": None, "golden": None,
+        "evaluation": None, "rounds": [], "rejected": [], "reasons": list(outcome.reasons), "exits": None,
         "protocol": profile.worker_numbers(), "arena_bytes": artifact.runtime.get("arena_bytes"),
     }
     document["id"] = sha256_bytes(f"{outcome.job or started} {board.name} {sha256}".encode())
@@ -79,7 +79,7 @@ def _fill(
     document: dict[str, Any], record: Mapping[str, Any], raw: Path, folder: Path, board: Board,
     facts: Mapping[str, Any], artifact: Artifact,
 ) -> None:
-    document["golden"] = record["golden"]
+    document["built"], document["golden"] = record["built"], record["golden"]
     document["energy_mj"] = keep_energy(record, raw, folder)
     document["reasons"] += [_reason(entry, artifact, facts) for entry in record["reasons"]]
     if record["evaluation"]:

@@ -1,9 +1,9 @@
 """Room on a full board: files of ours that were not used for the longest time are removed, and nothing else.
 
 Candidates are what EdgeSDK itself put there under a digest: laid-out artifacts (made again from their files when they
-are needed), half uploads and blobs, and at last engines, which take minutes to build; oldest use first. Jobs and their
-results stay, and files that the caller needs. While a job runs (it holds `STATE/lock`, or is named in `STATE/holders`
-where there is no flock), nothing is removed.
+are needed), half uploads and blobs, and at last engines and programs, which take minutes to build; oldest use first.
+Jobs and their results stay, and files that the caller needs. While a job runs (it holds `STATE/lock`, or is named in
+`STATE/holders` where there is no flock), nothing is removed.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ ls -1tr blobs | while IFS= read -r name; do
   case $keep in *" $sum "*) continue;; esac
   if digest "$sum"; then rm -f "blobs/$name" && echo "evicted $name"; fi
 done
-[ -d engines ] && ls -1tr engines | while IFS= read -r name; do
-  enough && break
-  if digest "${name%%.*}"; then rm -f "engines/$name" && echo "evicted $name"; fi
+for built in engines programs; do
+  [ -d "$built" ] && ls -1tr "$built" | while IFS= read -r name; do
+    enough && break
+    if digest "${name%%.*}"; then rm -f "$built/$name" && echo "evicted $name"; fi
+  done
 done
 exit 0
 """

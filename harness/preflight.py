@@ -13,6 +13,7 @@ from edgesdk.errors import ConvertError
 from edgesdk.harness.board import Board
 from edgesdk.harness.elf import elf_machine, wanted_glibc
 from edgesdk.harness.protocol import E_PREFLIGHT
+from edgesdk.harness.worker.compiled import COMPILERS
 from edgesdk.harness.worker.store import safe_parts
 
 # Our names of instruction sets → names in /proc/cpuinfo; x86 features carry the name of /proc/cpuinfo already.
@@ -21,6 +22,7 @@ RUNTIMES = {
     "onnxruntime": {"onnxruntime": "onnxruntime"},
     "litert": {"ai-edge-litert": "ai-edge-litert", "tflite-runtime": "tflite-runtime"},
     "neon": {},
+    "neon-source": {},
     "trtexec": {"tensorrt": "tensorrt"},
 }
 
@@ -56,6 +58,11 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
         if needed and libc and libc < needed:
             version = ".".join(map(str, needed))
             yield f"{artifact.executable} wants GLIBC_{version}, the board has {'.'.join(map(str, libc))}"
+    elif name == "neon-source":
+        reason = _no_compiler(board, facts)
+        if reason:
+            yield reason
+            return
     elif not RUNTIMES[name]:
         yield f"a {name} artifact needs an executable"
     for file in artifact.files:
@@ -80,6 +87,17 @@ def _problems(folder: Path, artifact: Artifact, board: Board, facts: Mapping[str
     absent = [flag for flag in _isa(folder, artifact) if FEATURES.get(flag, flag) not in features]
     if features and absent:
         yield f"needs CPU feature {', '.join(absent)}, which {facts.get('cpu_model') or board.name} lacks"
+
+
+def _no_compiler(board: Board, facts: Mapping[str, Any]) -> str | None:
+    """Why a board cannot compile an artifact in source form; None where it can."""
+    if facts.get("agent") == "shell":
+        what = f"is compiled on the board by the worker in Python, and {board.name} has no {board.python}"
+        return f"neon-source {what}: install python3 there, or a compiler here (pip install ziglang)"
+    if facts.get("compiler"):
+        return None
+    what = f"is compiled on the board, and {board.name} has no C compiler ({', '.join(COMPILERS)})"
+    return f"neon-source {what}: install gcc on the board, or a compiler here (pip install ziglang)"
 
 
 def _isa(folder: Path, artifact: Artifact) -> list[str]:

@@ -125,7 +125,7 @@ def record_candidate(
         bytes=artifact.bytes,
         bytes_with_runtime=artifact.bytes_with_runtime,
         sha256=digest,
-        notes=artifact.notes,
+        notes=(*artifact.notes, *([str(measurement["built"])] if measurement.get("built") else [])),
         measurement=measurement,
         accuracy=judged,
         workdir=workdir / digest,

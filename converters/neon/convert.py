@@ -1,9 +1,12 @@
-"""The NEON converter: package → one static executable that holds weights, kernels and the runner."""
+"""The NEON converter: package → one static executable that holds weights, kernels and the runner; or its sources, which
+the board compiles, where there is no compiler here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +24,7 @@ from edgesdk.converters.base import (
 from edgesdk.converters.front import Graph, Linear, lower
 from edgesdk.converters.integer_share import share_notes
 from edgesdk.converters.neon.branches import check_regions, settle
-from edgesdk.converters.neon.build import build
+from edgesdk.converters.neon.build import build, source_form, write_files
 from edgesdk.converters.neon.cache import with_cache
 from edgesdk.converters.neon.cost import plain_notes
 from edgesdk.converters.neon.emit import Sources, emit
@@ -30,7 +33,7 @@ from edgesdk.converters.neon.generic import trace_all
 from edgesdk.converters.neon.kernel_sets import KernelSet, choose
 from edgesdk.converters.neon.plan import Plan
 from edgesdk.converters.neon.specialize import integer_attention_macs
-from edgesdk.converters.neon.toolchain import find
+from edgesdk.converters.neon.toolchain import Toolchain, best
 from edgesdk.errors import ConvertError
 from edgesdk.package import Package, content_digest
 from edgesdk.targets import Target
@@ -82,9 +85,9 @@ def check(package: Outlined, target: Target) -> list[str]:
 
 
 def problems(package: Outlined, chosen: Callable[[], KernelSet]) -> list[str]:
-    """Why there is no compiler for the chosen kernel set, or no plan for the package."""
+    """Why there is no kernel set, or no plan for the package."""
     reasons = []
-    for step in (lambda: find(chosen().triple), lambda: make_plan(package.graph, package.sequence)):
+    for step in (chosen, lambda: make_plan(package.graph, package.sequence)):
         try:
             step()
         except ConvertError as problem:
@@ -93,7 +96,7 @@ def problems(package: Outlined, chosen: Callable[[], KernelSet]) -> list[str]:
 
 
 def convert(package: Package, target: Target, folder: Path) -> Artifact:
-    """Write the executable `model` and the artifact around it into the empty `folder`.
+    """Write the executable `model`, or the sources of it, and the artifact around them into the empty `folder`.
 
     Raises:
         ConvertError: see `check`; or the compiler fails.
@@ -107,13 +110,13 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
 def write(
     package: Package, target: Target, folder: Path, kernels: KernelSet, converter: str, scheme: str
 ) -> Artifact:
-    """Build the package with a kernel set, and the artifact of a scheme and converter around the executable."""
-    toolchain = find(kernels.triple)
+    """Build the package with a kernel set, and the artifact of a scheme and converter around what was built."""
     inputs, outputs = input_tensors(package), output_tensors(package)
     graph = lower(package.graph, package.sequence, branches="marked")
     plan = plan_of(graph)
     sources: Sources = emit(plan, kernels, package.name, inputs, outputs)
-    code_bytes, loops = build(sources, kernels, toolchain, folder / "model")
+    toolchain = best(kernels.triple)
+    built = _sources(sources, kernels, folder) if toolchain is None else _program(sources, kernels, toolchain, folder)
     expected, *rows = golden(package)
     if scheme != package.scheme:
         expected = Golden(expected.n, *tolerance(scheme))
@@ -126,23 +129,50 @@ def write(
         target=target.name,
         package=content_digest(package),
         runtime={
-            "name": "neon", "isa": list(kernels.isa), "kernels": kernels.name,
-            "model_bytes": sources.weight_bytes + code_bytes, "weight_bytes": sources.weight_bytes,
+            **built.runtime, "isa": list(kernels.isa), "kernels": kernels.name, "weight_bytes": sources.weight_bytes,
             "arena_bytes": sources.arena_bytes,
         },
-        files=(ArtifactFile("model", "", 0),),
+        files=tuple(ArtifactFile(file, "", 0) for file in built.files),
         inputs=inputs,
         outputs=outputs,
         golden=expected,
         work="per_input" if tokens else "constant",
         length_input=length_input(package),
-        executable="model",
+        executable=built.executable,
         notes=(
-            f"compiled by {toolchain.name} {toolchain.version}", *_storage_notes(package, sources),
-            *share_notes(graph, package.scheme, integer_attention_macs(plan, kernels)), *plain_notes(plan), *loops,
+            built.by, *_storage_notes(package, sources),
+            *share_notes(graph, package.scheme, integer_attention_macs(plan, kernels)), *plain_notes(plan),
+            *built.loops,
         ),
     )
     return write_artifact(folder, artifact, *rows)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What an artifact says of the files that were written: `runtime` its name and what only this form has, `by` who
+    compiles, `loops` what is known of inner loops."""
+
+    runtime: dict[str, Any]
+    files: tuple[str, ...]
+    by: str
+    executable: str | None = None
+    loops: tuple[str, ...] = ()
+
+
+def _program(sources: Sources, kernels: KernelSet, toolchain: Toolchain, folder: Path) -> _Built:
+    code_bytes, loops = build(sources, kernels, toolchain, folder / "model")
+    runtime = {"name": "neon", "model_bytes": sources.weight_bytes + code_bytes}
+    return _Built(runtime, ("model",), f"compiled by {toolchain.name} {toolchain.version}", "model", loops)
+
+
+def _sources(sources: Sources, kernels: KernelSet, folder: Path) -> _Built:
+    """The model is its weights and the text of its calls here; kernels and runner are as good as a runtime."""
+    contents, words = source_form(sources, kernels)
+    write_files(folder, contents)
+    runtime = {"name": "neon-source", "model_bytes": sum(len(content) for content in sources.files.values()), **words}
+    by = f"no C compiler for {kernels.triple.partition('-')[0]} here: compiled on the board"
+    return _Built(runtime, tuple(sorted(contents)), by)
 
 
 def _storage_notes(package: Package, sources: Sources) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def check(package: Outlined, target: Target) -> list[str]:
 
 
 def convert(package: Package, target: Target, folder: Path) -> Artifact:
-    """Write the executable `model` and the artifact around it into the empty `folder`.
+    """Write the executable `model`, or the sources of it, and the artifact around them into the empty `folder`.
 
     Raises:
         ConvertError: see `check` and `check_range`; the compiler fails.

@@ -29,7 +29,7 @@ COMMON = (
     "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-stack-protector", "-fno-pie", "-fno-ident",
 )
 GCC_ONLY = ("-fno-schedule-insns", "-fno-schedule-insns2")  # they make gcc spill the accumulators of the tiles
-LINK = ("-static", "-no-pie", "-s", "-Wl,--build-id=none")
+LINK = ("-static", "-no-pie", "-s", "-Wl,--build-id=none", "-lm", "-pthread")  # behind the objects
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,24 @@ class Toolchain:
         if done.returncode:
             raise ConvertError(f"{self.name} failed on {' '.join(arguments)}:\n{done.stderr[-2000:]}")
 
+    def options(self, flags: tuple[str, ...]) -> tuple[str, ...]:
+        """All options for a C file that needs `flags`."""
+        return (*COMMON, *(GCC_ONLY if self.name.endswith("gcc") else ()), *flags)
+
     def compile(self, source: str, result: str, flags: tuple[str, ...], folder: Path) -> None:
-        extra = GCC_ONLY if self.name.endswith("gcc") else ()
-        self.run((*COMMON, *extra, *flags, "-c", source, "-o", result), folder)
+        self.run((*self.options(flags), "-c", source, "-o", result), folder)
 
     def link(self, objects: tuple[str, ...], result: str, folder: Path) -> None:
-        self.run((*LINK, *objects, "-o", result, "-lm", "-pthread"), folder)
+        self.run((*objects, *LINK, "-o", result), folder)
+
+
+# The board's own compiler, which only the board can run: gcc, or a clang that passes over what only gcc knows.
+ON_BOARD = Toolchain("gcc", "", ())
+
+
+def best(triple: str) -> Toolchain | None:
+    """The best compiler for a triple; None where there is none."""
+    return next(iter(find_all(triple)), None)
 
 
 def find(triple: str) -> Toolchain:
@@ -72,10 +84,10 @@ def find(triple: str) -> Toolchain:
     Raises:
         ConvertError: there is none; the hint is the line to type.
     """
-    toolchains = find_all(triple)
-    if not toolchains:
+    toolchain = best(triple)
+    if toolchain is None:
         raise ConvertError(f"no C compiler for {triple}", APT.get(triple, "install a C compiler for it"))
-    return toolchains[0]
+    return toolchain
 
 
 @cache

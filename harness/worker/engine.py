@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from edgesdk.harness.worker import blocks, gpu, memory, store
+from edgesdk.harness.worker.kept import Kept
 from edgesdk.harness.worker.system import device_tree, read_text
 
 PLACES = ("/usr/src/tensorrt/bin/trtexec",)
@@ -139,19 +140,18 @@ class Engine:
         depends = "\n".join([os.path.basename(folder), board, gpu.release() or "", str(self.version)] + self.options)
         name = hashlib.sha256(depends.encode()).hexdigest() + ".plan"
         self.plan = os.path.join(os.path.dirname(os.path.dirname(folder)), "engines", name)
+        self.kept = Kept(self.plan)
 
     def prepare(self) -> None:
         """Build the engine where there is none, or what lies there is not whole or does not load any more."""
-        if self._is_whole():
+        if not self.kept.fault():
             try:
                 self.call(QUICKLY, RUN_SECONDS)
-                os.utime(self.plan)  # when it was used: room is made by age
+                self.kept.used()
                 return
             except Failed as problem:
                 sys.stderr.write(f"the engine is built anew: {problem}\n")
-        for path in (self.plan, self._note):
-            if os.path.lexists(path):
-                os.unlink(path)
+        self.kept.forget()
         self._build()
 
     def call(self, options: "list[str]", limit_s: float) -> Call:
@@ -172,36 +172,16 @@ class Engine:
             pairs.append("{}:{}".format(tensor["name"], path))
         return "--loadInputs=" + ",".join(pairs)
 
-    @property
-    def _note(self) -> str:
-        return self.plan + ".json"
-
-    def _is_whole(self) -> bool:
-        try:
-            note = store.read_json(self._note)
-            size = os.path.getsize(self.plan)
-            return bool(note["bytes"] == size and note["sha256"] == store.sha256_file(self.plan))
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
     def _build(self) -> None:
-        """Minutes: TensorRT tries its kernels on this GPU. An engine gets its name when it is whole and on the disk."""
-        folder = os.path.dirname(self.plan)
-        os.makedirs(folder, exist_ok=True)
+        """Minutes: TensorRT tries its kernels on this GPU."""
+        os.makedirs(os.path.dirname(self.plan), exist_ok=True)
         part = self.plan + ".part"
         started = time.monotonic()
         try:
             call(self.program, ["--onnx=" + self.model, "--saveEngine=" + part] + self.options + QUICKLY, BUILD_SECONDS)
             if not os.path.exists(part) or not os.path.getsize(part):
                 raise Failed("trtexec said that it passed and wrote no engine")
-            note = {
-                "seconds": round(time.monotonic() - started, 3), "tensorrt": self.version,
-                "bytes": os.path.getsize(part), "sha256": store.sha256_file(part),
-            }
-            store.to_disk(part)
-            store.write_json(self._note, note)
-            os.replace(part, self.plan)
-            store.to_disk(folder)
+            self.kept.keep(part, {"seconds": round(time.monotonic() - started, 3), "tensorrt": self.version})
         finally:
             if os.path.exists(part):
                 os.unlink(part)

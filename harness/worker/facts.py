@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from edgesdk.harness.worker import condition, engine, gpu, launch, sensors, tuning
+from edgesdk.harness.worker import compiled, condition, engine, gpu, launch, sensors, tuning
 from edgesdk.harness.worker.system import device_tree, load_average, read_text
 
 RUNTIME_PACKAGES = {
@@ -148,6 +148,7 @@ def collect() -> "dict[str, Any]":
         "command_line_sha256": _command_line(), "firmware": _firmware(),
         "jetson_release": gpu.release(), "libc": _libc(), "linger": launch.has_linger(),
         "mem_total_bytes": memory.get("MemTotal"),
+        "compiler": compiled.version(),
         "python": ".".join(str(part) for part in sys.version_info[:3]), "rapl": rails,
         "power": sensors.describe(),
         "runtimes": {

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from edgesdk.harness.worker import blocks, child, count, store, timing
+from edgesdk.harness.worker import blocks, child, compiled, count, store, timing
 from edgesdk.harness.worker.system import read_text
 from edgesdk.harness.worker.traits import Traits, traits_of
 
@@ -116,14 +116,25 @@ class Candidate:
         self.golden_outputs = {side: path for side, path in paths.items() if side != "inputs"}
         self.tolerance = golden["tolerance"]
         self.record = {
-            "artifact": spec["artifact"], "golden": None, "evaluation": None, "rounds": [], "rejected": [],
-            "reasons": [], "raw": [],
+            "artifact": spec["artifact"], "built": None, "golden": None, "evaluation": None, "rounds": [],
+            "rejected": [], "reasons": [], "raw": [],
         }  # type: dict[str, Any]
         os.makedirs(work, exist_ok=True)
 
     def files(self) -> "list[str]":
-        """Paths of the model's files here."""
-        return [os.path.join(self.folder, *store.safe_parts(file["path"])) for file in self.document["files"]]
+        """Paths of the model's files here, and of the program that was made of them."""
+        paths = [os.path.join(self.folder, *store.safe_parts(file["path"])) for file in self.document["files"]]
+        program = self.executable
+        return paths if program is None or program in paths else paths + [program]
+
+    @property
+    def executable(self) -> "str | None":
+        """The program that runs: the artifact's own, or the one that this board made (`compiled`); None for those
+        that the worker itself runs."""
+        own = self.document.get("executable")
+        if own:
+            return os.path.join(self.folder, *store.safe_parts(own))
+        return os.path.join(self.work, compiled.PROGRAM) if self.record.get("built") else None
 
     def fail(self, code: str, reason: str) -> None:
         """Note why this candidate is not valid."""
@@ -139,10 +150,10 @@ class Candidate:
         return bool(self.record["reasons"])
 
     def command(self, *arguments: str) -> "list[str]":
-        """The command line of the artifact's own binary, or of the Python runtime's runner."""
-        executable = self.document.get("executable")
-        if executable:
-            return [os.path.join(self.folder, *store.safe_parts(executable))] + list(arguments)
+        """The command line of the program, or of the worker's runner."""
+        program = self.executable
+        if program:
+            return [program] + list(arguments)
         worker = os.path.abspath(sys.argv[0])
         return [sys.executable, worker, "runtime", self.document["runtime"]["name"], self.folder] + list(arguments)
 
@@ -193,7 +204,7 @@ class Candidate:
             RoundFailed: it gave no figures.
         """
         arguments = ["bench", "--inputs", self.golden_inputs] + bench_options(self.n, seed, profile)
-        if warm_loads and not self.document.get("executable"):
+        if warm_loads and not self.executable:
             arguments += ["--warm-loads", str(warm_loads)]
         arguments += ["--samples", samples]
         before = busy_seconds()

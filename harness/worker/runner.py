@@ -11,10 +11,13 @@ import os
 import sys
 from typing import Any
 
-from edgesdk.harness.worker import count, memory, store, timing, trtexec
+from edgesdk.harness.worker import compiled, count, memory, store, timing, trtexec
 from edgesdk.harness.worker.child import BAD_INPUT, USAGE
 from edgesdk.harness.worker.runtimes import DTYPES, RUNTIMES, Runtime
 from edgesdk.harness.worker.traits import TRAITS, traits_of
+
+# Those that are not Python packages. A program that was compiled here is run by itself: `build` is all of it.
+OTHERS = {"neon-source": compiled.main, "trtexec": trtexec.main}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"{arguments.runtime} has no {arguments.action}\n")
         return USAGE
     if arguments.runtime not in RUNTIMES:
-        return trtexec.main(arguments)
+        return OTHERS[arguments.runtime](arguments)
     try:
         document = store.read_json(os.path.join(arguments.artifact, "artifact.json"))
         runtime = RUNTIMES[arguments.runtime](arguments.artifact, document)

@@ -5,11 +5,13 @@ import os
 from abc import ABC, abstractmethod
 from typing import Any
 
-from edgesdk.harness.worker import blocks, engine, power_window, ready, rounds, store, timed, timing
+from edgesdk.harness.worker import blocks, compiled, engine, power_window, ready, rounds, store, timed, timing
 
 GOLDEN_LIMIT_S = 900.0
-# Beyond the deadlines of the calls themselves (`engine`), with one try to load what was kept.
-BUILD_LIMIT_S = engine.BUILD_SECONDS + engine.RUN_SECONDS + 300.0
+# trtexec: beyond the deadlines of the calls themselves (`engine`), with one try to load what was kept.
+BUILD_LIMITS_S = {
+    "neon-source": compiled.LIMIT_S, "trtexec": engine.BUILD_SECONDS + engine.RUN_SECONDS + 300.0,
+}
 # qemu-user computes floats one by one in software: some golden rows show there what all of them show on a board.
 EMULATED_GOLDEN_ROWS = 8
 NO_EDGES = "{} does not tell on a clock of this board when its window starts and ends"
@@ -51,11 +53,13 @@ class Steps(ABC):
         return not candidate.failed and timing.is_wide(medians, float(self.job["profile"]["ci_half_width"]))
 
     def build(self, index: int) -> None:
-        """Build the candidate's engine, in a process of its own; what that takes is no part of any figure."""
+        """Build what the candidate runs, in a process of its own; what that takes is no part of any figure."""
         candidate = self.candidates[index]
-        ended = candidate.run(["build"], BUILD_LIMIT_S, {})
+        ended = candidate.run(["build"], BUILD_LIMITS_S[candidate.document["runtime"]["name"]], {})
         if ended.code:
-            candidate.fail(ended.code, f"building the engine: {ended.reason}")
+            candidate.fail(ended.code, f"building on the board: {ended.reason}")
+        else:
+            candidate.record["built"] = ended.stdout.decode("utf-8", "replace").strip() or None
 
     def golden(self, index: int) -> None:
         """Check the candidate against its golden outputs; on an emulated board against some of them."""

@@ -3,6 +3,7 @@
     STATE/blobs/SHA256              content-addressed files, uploaded by the harness
     STATE/artifacts/SHA256/PATH     an artifact laid out under its own names (hard links to blobs)
     STATE/engines/SHA256.plan       what this board's GPU runs (see `engine`)
+    STATE/programs/SHA256           what this board compiled (see `compiled`)
     STATE/jobs/ID/                  job.json, status.json, log, work/, result.zip
     STATE/lock                      held by the one job that runs
 """

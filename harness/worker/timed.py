@@ -61,7 +61,7 @@ class Timer:
         record["environment"] = seen
         # What a binary does not say of itself is what was seen of it from outside; others are not the process itself.
         seen_outside = {}  # type: dict[str, int | None]
-        if candidate.document.get("executable"):
+        if candidate.executable:
             seen_outside = {"anon": watch.anonymous or None, "file": watch.file or None}
         record["memory"] = {**seen_outside, "peak_rss": record["peak_rss_bytes"], **(record["memory"] or {})}
         return record

@@ -14,7 +14,10 @@ class Traits(NamedTuple):
 
 
 USUAL = Traits(built=False, countable=True, edges=True)
-TRAITS = {"trtexec": Traits(built=True, countable=False, edges=False)}
+TRAITS = {
+    "neon-source": USUAL._replace(built=True),
+    "trtexec": Traits(built=True, countable=False, edges=False),
+}
 
 
 def traits_of(runtime: str) -> Traits:

@@ -17,13 +17,14 @@ from sample_graphs import SPECS, sample, without
 
 from edgesdk.converters.front import Encoding, lower
 from edgesdk.converters.isa_note import read_isa
-from edgesdk.converters.neon import check, convert, toolchain
+from edgesdk.converters.neon import check, toolchain
 from edgesdk.converters.neon.arena import ALIGNMENT, Life, place
 from edgesdk.converters.neon.convert import make_plan
 from edgesdk.converters.neon.cost import plain_shares
 from edgesdk.converters.neon.fuse import fuse, table_entries
 from edgesdk.converters.neon.generic import trace_all
 from edgesdk.converters.neon.kernel_sets import KERNEL_SETS, choose
+from edgesdk.converters.neon.library import write_library
 from edgesdk.converters.neon.memory import lives
 from edgesdk.converters.neon.packing import pack_a, pack_b, unpack_a
 from edgesdk.converters.neon.plan import (
@@ -261,16 +262,19 @@ def test_damaged_graphs_are_understood_or_refused(kind: str, scheme: str, data: 
     assert_no_overlap(lives(plan, KERNEL_SETS["dotprod"]))
 
 
-def test_check_names_the_operator_and_the_missing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_check_names_the_operator_and_a_library_the_missing_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An artifact needs no compiler here (`test_neon_source.py`), a library does."""
     package = sample("vit", "fp32").package()
     monkeypatch.setattr(toolchain, "find_all", lambda triple: ())
-    reasons = check(package, load_target("rpi5"))
-    assert len(reasons) == 1 and "no C compiler" in reasons[0] and "apt install" in reasons[0]
+    assert check(package, load_target("rpi5")) == []
     foreign = without(sample("vit", "fp32"), graph=changed("vit", "operator")).package()
-    assert "Mish" in check(foreign, load_target("rpi5"))[1]
-    with pytest.raises(ConvertError, match="no C compiler for aarch64"):
-        convert(package, load_target("rpi5"), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    (reason,) = check(foreign, load_target("rpi5"))
+    assert "Mish" in reason
+    with pytest.raises(ConvertError, match="no C compiler for aarch64") as problem:
+        write_library(package, load_target("rpi5"), tmp_path)
+    assert "apt install" in str(problem.value) and list(tmp_path.iterdir()) == []
 
 
 def test_compiler_errors_are_shown(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ def able(board: Board = PI, by: str = "root", **changes: Any) -> dict[str, tuple
 
 def test_a_whole_board_can_all_but_count() -> None:
     found = able()
-    assert {what for what, (possible, _) in found.items() if not possible} == {"instructions", "runtime ai-edge-litert"}
+    assert {what for what, (possible, _) in found.items() if not possible} == {
+        "instructions", "runtime ai-edge-litert", "runtime neon-source",
+    }
     assert found["energy"] == (True, "pmic, covers pmic_rails")
 
 
