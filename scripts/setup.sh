@@ -11,7 +11,8 @@ declare -A packages=(
   [qemu-aarch64]=qemu-user [sshd]="openssh-server openssh-client" [mmdebstrap]="mmdebstrap arch-test debian-archive-keyring"
 )
 declare -A without=(
-  [gcc]="the neon converter cannot build for this machine" [aarch64-linux-gnu-gcc]="no neon builds for ARM boards"
+  [gcc]="the neon converter cannot build for this machine"
+  [aarch64-linux-gnu-gcc]="neon builds for ARM only on boards that have gcc"
   [clang-19]="neon builds use gcc" [qemu-aarch64]="no emulated boards" [sshd]="no emulated boards"
   [mmdebstrap]="no emulated boards"
 )
