@@ -107,7 +107,7 @@ class Artifact:
 
     @property
     def bytes_with_runtime(self) -> int:
-        """What is copied to the board: the files. They hold the runtime only where the artifact is an executable; a
+        """What is copied to the board: the files. They hold the runtime only where the artifact is a NEON build; a
         runtime that is installed on the board (ONNX Runtime, LiteRT) is not counted, and this equals `bytes`."""
         return sum(file.bytes for file in self.files)
 

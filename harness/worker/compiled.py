@@ -24,7 +24,7 @@ from edgesdk.harness.worker.kept import Kept
 COMPILERS = ("gcc", "cc", "clang")
 # For all files of a program: a Cortex-A53 takes minutes for a large model. The job's child is killed then.
 LIMIT_S = 1800.0
-ASK_SECONDS = 60.0
+ASK_SECONDS = 20.0
 PROGRAM = "program"
 MOST_UNITS, MOST_OPTIONS = 64, 64
 SOURCE = re.compile(r"[A-Za-z0-9_]{1,64}\.[cS]")

@@ -23,9 +23,11 @@ from edgesdk.converters.neon import toolchain
 from edgesdk.files import canonical_json
 from edgesdk.harness.abilities import abilities
 from edgesdk.harness.board import Board
+from edgesdk.harness.evict import evict
 from edgesdk.harness.measure import Evaluation, load_profile, measure
 from edgesdk.harness.pack import pack_worker
 from edgesdk.harness.preflight import problems
+from edgesdk.harness.session import Session
 from edgesdk.harness.verify import verify_measurement
 from edgesdk.harness.worker import compiled, rounds, runner
 from edgesdk.harness.worker.traits import traits_of
@@ -270,6 +272,20 @@ def test_a_job_that_goes_on_finds_its_program(artifact: Path, tmp_path: Path) ->
     candidate.record = {**candidate.record, "built": f"compiled on the board by {GCC} in 2.0 s"}
     assert candidate.command("run") == [f"{tmp_path}/job/program", "run"]
     assert candidate.files()[-1] == f"{tmp_path}/job/program"
+
+
+def test_a_full_board_gives_programs_up(host: Board) -> None:
+    """They can be made again; files of other names are not ours."""
+    state = Path.home() / ".edgesdk"
+    for folder, name in (("programs", "1" * 64), ("programs", f"{'1' * 64}.json"), ("engines", f"{'2' * 64}.plan"),
+                         ("programs", "mine")):
+        (state / folder).mkdir(parents=True, exist_ok=True)
+        (state / folder / name).touch()
+    for folder in ("artifacts", "blobs"):
+        (state / folder).mkdir()
+    with Session(host) as session:
+        assert evict(session, 1 << 50) == 3
+    assert [path.name for path in (*state.glob("programs/*"), *state.glob("engines/*"))] == ["mine"]
 
 
 def test_what_preflight_knows(artifact: Path) -> None:

@@ -153,12 +153,13 @@ def test_record_reads_the_boards_raw_outputs(tmp_path: Path) -> None:
     assert digest is not None
     (tmp_path / digest).mkdir()
     outputs.astype("<f4").tofile(tmp_path / digest / "outputs.bin")
-    measurement = {"evaluation": {"outputs": "outputs.bin", "provenance": "measured"}}
+    measurement = {"evaluation": {"outputs": "outputs.bin", "provenance": "measured"}, "built": "by the board's gcc 12"}
     record = record_candidate(candidate, measurement, tmp_path, data, "accuracy", outputs)
     assert record.accuracy is not None
     assert record.accuracy.value == pytest.approx(5 / 6)
     assert record.bytes == len(package.graph)
     assert record.workdir == tmp_path / digest
+    assert candidate.artifact is not None and record.notes == (*candidate.artifact.notes, "by the board's gcc 12")
 
 
 def test_candidate_without_artifact_or_measurement_is_recorded_with_its_reasons(tmp_path: Path) -> None:
