@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -111,6 +112,14 @@ def test_a_neon_artifact_is_measured(bare: Board, target: Target, tmp_path: Path
     assert [start["boot_id"] for start in document["facts"]["starts"]] == [document["facts"]["boot_id"]]
     state = Path.home() / ".edgesdk"
     assert not list((state / "jobs").iterdir()) and not list((tmp_path / "work").glob("*.json*"))
+    # A document of before rounds said so has no such label, and verifies as it is.
+    path = tmp_path / "work" / document["artifact"] / "measurement.json"
+    old = json.loads(path.read_text())
+    for entry in (*old["rounds"], *old["rejected"]):
+        assert entry["environment"].pop("turn") == "no_lock"
+    old["latency_ms"]["labels"].remove("unserialized")
+    path.write_text(json.dumps(old))
+    assert verify_measurement(path)["latency_ms"]["labels"] == old["latency_ms"]["labels"]
 
 
 def test_on_busybox_over_ssh(
