@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from edgesdk.converters import converter
 from edgesdk.converters.front import Encoding, Linear
 from edgesdk.converters.neon.build import kernel_sources, model_flags, write_files
-from edgesdk.converters.neon.calls import Weights
 from edgesdk.converters.neon.kernel_sets import KERNEL_SETS, KernelSet
 from edgesdk.converters.neon.layers import static_layer
+from edgesdk.converters.neon.operands import Weights
 from edgesdk.converters.neon.plan import DenseStatic, Tensor
 from edgesdk.converters.neon.storage import Stored, kernel_macros, sparse_from
 from edgesdk.converters.neon.toolchain import find

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
 from edgesdk.converters.neon.cache import AttendCached
-from edgesdk.converters.neon.kernel_sets import KernelSet
 from edgesdk.converters.neon.layers import dynamic_layer, float_layer, half_layer, static_layer, w8_layer
 from edgesdk.converters.neon.memory import stride
-from edgesdk.converters.neon.packing import ROWS, round_up
+from edgesdk.converters.neon.operands import Operands, c_float, rows_of
+from edgesdk.converters.neon.packing import ROWS
 from edgesdk.converters.neon.plan import (
     Activate,
     Attend,
@@ -34,8 +31,6 @@ from edgesdk.converters.neon.plan import (
     Rotate,
     Step,
     Sum,
-    Table,
-    Tensor,
 )
 from edgesdk.converters.neon.specialize import (
     AttendStatic,
@@ -45,97 +40,14 @@ from edgesdk.converters.neon.specialize import (
     exponent,
     powers,
 )
-from edgesdk.converters.neon.storage import SmallRows, Stored, pack_rows
-
-LARGE_TABLE = 1 << 20  # bytes from which on rows that no token asks for are kept out of memory
-SMALLEST_PAGE = 4096
 
 
-class Weights:
-    """One block of constants at offsets that are multiples of 64; equal arrays are stored once."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.offsets: dict[bytes, int] = {}
-
-    def add(self, array: NDArray[np.generic]) -> int:
-        content = np.ascontiguousarray(array).tobytes()
-        if content not in self.offsets:
-            self.data += bytes(-len(self.data) % 64)
-            self.offsets[content] = len(self.data)
-            self.data += content
-        return self.offsets[content]
-
-
-class Calls:
-    """Writes calls for buffers at `offsets` of the arena; collects their `weights`, the `declarations` of
-    layers, how their int8 `matrices` are stored, and the tables of 4 bits (`small`, by id)."""
-
-    def __init__(self, kernels: KernelSet, offsets: Mapping[str, int]) -> None:
-        self.kernels, self.offsets, self.weights = kernels, offsets, Weights()
-        self.declarations: list[str] = []
-        self.matrices: list[Stored] = []
-        self.small: dict[int, SmallRows | None] = {}
-
-    def at(self, name: str, kind: str) -> str:
-        return f"({kind} *)(arena + {self.offsets[name]})"
-
-    def floats(self, tensor: Tensor) -> str:
-        return self.at(tensor.name, "float")
-
-    def bytes(self, tensor: Tensor) -> str:
-        return self.at(tensor.name, "int8_t")
-
-    def halves(self, tensor: Tensor) -> str:
-        return self.at(tensor.name, "edge_f16")
-
-    def weight(self, array: NDArray[np.generic], kind: str) -> str:
-        return f"(const {kind} *)(edge_weights + {self.weights.add(array)})"
-
-    def rows(self, table: Table) -> tuple[NDArray[np.generic], str, SmallRows | None]:
-        """A table's rows as they are stored, their C type, and the whole where they have 4 bits."""
-        if table.scale is None:
-            kind, name = (np.float16, "edge_f16") if self.kernels.halves else (np.float32, "float")
-            return table.values.astype(kind), name, None
-        if id(table) not in self.small:
-            self.small[id(table)] = pack_rows(table.values)
-        small = self.small[id(table)]
-        return (table.values if small is None else small.weights), "int8_t", small
-
-    def table(self, table: Table) -> str:
-        values, kind, small = self.rows(table)
-        scale = "NULL" if table.scale is None else self.weight(table.scale.astype(np.float32), "float")
-        groups = ["NULL", "0", "0"] if small is None else [
-            self.weight(small.multipliers, "uint8_t"), str(small.multipliers.shape[1]),
-            str(small.group.bit_length() - 1),
-        ]
-        return self.declare("edge_lookup", [self.weight(values, kind), scale, *groups])
-
-    def touch(self, step: Embed, rows: str) -> str:
-        """What keeps the rest of a large table of tokens out of memory; nothing for a small one."""
-        values, kind, _ = self.rows(step.tokens)
-        if values.nbytes < LARGE_TABLE:
-            return ""
-        name = f"seen{len(self.declarations)}"
-        self.declarations.append(f"static uint8_t {name}[{values.nbytes // SMALLEST_PAGE + 2}];")
-        table = self.weight(values, kind)
-        return f"edge_touch_rows(ids, {rows}, {table}, {values.nbytes // len(values)}, {values.nbytes}, {name}); "
-
-    def declare(self, kind: str, fields: Sequence[str]) -> str:
-        name = f"layer{len(self.declarations)}"
-        self.declarations.append(f"static const {kind} {name} = {{{', '.join(fields)}}};")
-        return f"&{name}"
-
-    def declare_int8(self, fields: Sequence[str], stored: Stored) -> str:
-        self.matrices.append(stored)
-        return self.declare("edge_int8", fields)
-
-    def residual(self, step: Dense) -> str:
-        return self.floats(step.residual) if step.residual is not None else "NULL"
+class Calls(Operands):
+    """Writes the calls."""
 
     def call(self, step: Step) -> str:
         """The C statement of a step."""
-        result, rows = step.result, _rows(step.result)
+        result, rows = step.result, rows_of(step.result)
         match step:
             case Embed():
                 positions = "NULL" if step.positions is None else self.table(step.positions)
@@ -155,7 +67,7 @@ class Calls:
             case Positions():
                 cls = "NULL, 0" if step.cls is None else f"{self.weight(step.cls, 'float')}, {len(step.cls)}"
                 return (
-                    f"edge_add_positions({self.floats(step.source)}, {_rows(step.source)}, {result.columns}, "
+                    f"edge_add_positions({self.floats(step.source)}, {rows_of(step.source)}, {result.columns}, "
                     f"{stride(result)}, {cls}, {self.table(step.positions)}, {self.floats(result)});"
                 )
             case Dense():
@@ -164,7 +76,7 @@ class Calls:
                 inverse = float(np.float32(1.0 / step.encoding.scale))
                 return (
                     f"edge_quantize({self.floats(step.source)}, {stride(step.source)}, {rows}, {result.columns}, "
-                    f"{_float(inverse)}, {step.encoding.zero_point}, {self.bytes(result)}, {stride(result)});"
+                    f"{c_float(inverse)}, {step.encoding.zero_point}, {self.bytes(result)}, {stride(result)});"
                 )
             case QuantizeAsMade():
                 return self.by_row(step.maker, "_quantized", self.quantized(step))
@@ -190,7 +102,7 @@ class Calls:
                 return (
                     f"edge_layernorm_packed({self.floats(step.source)}, {rows}, {result.columns}, "
                     f"{stride(step.source)}, {self.weight(step.weight, 'float')}, {self.weight(step.bias, 'float')}, "
-                    f"{_float(step.epsilon)}, {floats}, {_float(inverse)}, {step.encoding.zero_point}, "
+                    f"{c_float(step.epsilon)}, {floats}, {c_float(inverse)}, {step.encoding.zero_point}, "
                     f"{self.bytes(result)}, {stride(result)});"
                 )
             case Normalize() | RootNormalize() | Activate():
@@ -234,15 +146,15 @@ class Calls:
         match step:
             case Normalize():
                 name, constants = "layernorm", [
-                    self.weight(step.weight, "float"), self.weight(step.bias, "float"), _float(step.epsilon)
+                    self.weight(step.weight, "float"), self.weight(step.bias, "float"), c_float(step.epsilon)
                 ]
             case RootNormalize():
                 weight = self.weight(step.weight.astype(np.float32), "float")
-                name, constants = "rmsnorm", [weight, _float(step.epsilon)]
+                name, constants = "rmsnorm", [weight, c_float(step.epsilon)]
             case Activate():
                 name, constants = step.kind, []
         result = step.result
-        sizes = [_rows(result), str(result.columns), str(stride(result))]
+        sizes = [rows_of(result), str(result.columns), str(stride(result))]
         arguments = [self.floats(step.source), *sizes, *constants, self.floats(result), *more]
         return f"edge_{name}{suffix}({', '.join(arguments)});"
 
@@ -251,7 +163,7 @@ class Calls:
         return f"(edge_quantized){{{self.scales(step.scales)}, {self.bytes(step.result)}, {stride(step.result)}}}"
 
     def dense(self, step: Dense) -> str:
-        result, rows, source = step.result, _rows(step.result), step.source
+        result, rows, source = step.result, rows_of(step.result), step.source
         if isinstance(step, DenseStatic):
             layer = self.declare_int8(*static_layer(step, self.kernels, self.weight))
             operands = f"{layer}, {self.bytes(source)}, {rows}"
@@ -284,10 +196,6 @@ class Calls:
             f"{self.floats(result)}, {stride(result)});"
         )
 
-    def scales(self, tensor: Tensor) -> str:
-        middle = self.offsets[tensor.name] + 4 * round_up(tensor.rows, ROWS)
-        return f"{self.floats(tensor)}, (int32_t *)(arena + {middle})"
-
     def heads(self, step: Attend) -> str:
         """Query, key and value with their strides."""
         parts = zip((step.query, step.key, step.value), step.starts, strict=True)
@@ -296,8 +204,8 @@ class Calls:
     def attend_cached(self, step: AttendCached) -> str:
         cache, scratch = (self.at(f"{step.result.name}.{part}", "float") for part in ("cache", "scratch"))
         return (
-            f"edge_attention_cached({self.heads(step)}, {_rows(step.result)}, past, length, {step.heads}, "
-            f"{step.group}, {step.size}, {_float(step.scale)}, {cache}, {step.key.rows}, {self.floats(step.result)}, "
+            f"edge_attention_cached({self.heads(step)}, {rows_of(step.result)}, past, length, {step.heads}, "
+            f"{step.group}, {step.size}, {c_float(step.scale)}, {cache}, {step.key.rows}, {self.floats(step.result)}, "
             f"{stride(step.result)}, {scratch});"
         )
 
@@ -306,8 +214,8 @@ class Calls:
         scratch = self.at(f"{step.result.name}.scratch", "float")
         return (
             f"edge_attention({self.heads(step)}, "
-            f"{_rows(step.result)}, {keys}, {int(step.causal)}, {step.heads}, {step.group}, {step.size}, "
-            f"{_float(step.scale)}, {self.floats(step.result)}, {stride(step.result)}, {scratch});"
+            f"{rows_of(step.result)}, {keys}, {int(step.causal)}, {step.heads}, {step.group}, {step.size}, "
+            f"{c_float(step.scale)}, {self.floats(step.result)}, {stride(step.result)}, {scratch});"
         )
 
     def attend_static(self, step: AttendStatic) -> str:
@@ -317,8 +225,8 @@ class Calls:
         offset = np.float32(step.output.zero_point) - np.float32(step.value_encoding.zero_point) * ratio
         factors = ", ".join(map(str, powers(step.key.rows)))
         layer = self.declare("edge_attention8", [
-            f"{{{found[0]}, {found[1]}, {{{factors}}}}}", str(step.query_encoding.zero_point), _float(float(ratio)),
-            _float(float(offset)), str(step.heads), str(step.group), str(step.size), str(int(step.causal)),
+            f"{{{found[0]}, {found[1]}, {{{factors}}}}}", str(step.query_encoding.zero_point), c_float(float(ratio)),
+            c_float(float(offset)), str(step.heads), str(step.group), str(step.size), str(int(step.causal)),
         ])
         panel = self.kernels.mr
         pointers = ", ".join(
@@ -327,15 +235,6 @@ class Calls:
         )
         keys = "length" if step.key.tokens else str(step.key.rows)
         return (
-            f"edge_attention_int8({layer}, {pointers}, {_rows(step.result)}, {keys}, {self.bytes(step.result)}, "
+            f"edge_attention_int8({layer}, {pointers}, {rows_of(step.result)}, {keys}, {self.bytes(step.result)}, "
             f"{stride(step.result)}, {self.at(f'{step.result.name}.scratch', 'unsigned char')});"
         )
-
-
-def _rows(tensor: Tensor) -> str:
-    return "tokens" if tensor.tokens else str(tensor.rows)
-
-
-def _float(value: float) -> str:
-    """A C float constant of exactly this float32."""
-    return f"{float(np.float32(value)).hex()}f"
