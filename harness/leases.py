@@ -224,7 +224,7 @@ class Leases:
 
 def _no_sync(connection: sqlite3.Connection, _: object) -> None:
     """Commits that do not wait for the disk: after a power cut every lease is over anyway (a quarantine of its last
-    moments is lost too), and twenty boards that wait for one another's fsync on a busy disk find the database locked."""
+    moments is lost too), and twenty boards that wait for each other's fsync on a busy disk find it locked."""
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
