@@ -102,7 +102,7 @@ class Shadow:
 def _candidate(
     recipe: Recipe, module: Converter, outline: Outline, sequence: int, problems: list[str]
 ) -> dict[str, Any]:
-    scheme = module.scheme or outline.scheme
+    scheme = outline.scheme if problems else module.scheme or outline.scheme
     return {
         "name": f"{recipe.name}-{module.name}", "recipe": recipe.name, "converter": module.name, "scheme": scheme,
         "bytes": {"value": predicted_bytes(outline, scheme), "provenance": "predicted"},

@@ -132,6 +132,14 @@ def test_predicted_bytes_of_halves_are_near_those_of_the_weights(kind: str, tmp_
     assert predicted <= artifact.runtime["weight_bytes"] <= 1.35 * predicted
 
 
+def test_a_refused_candidate_keeps_the_scheme_of_its_package() -> None:
+    """A converter to fp16 that is asked for alone says why it makes nothing of int8, and promises no bytes of fp16."""
+    plan = make_plan(_request(target="rpi5", recipes=["fp32", "int8"], converters=["neon-fp16"]))
+    half, refused = plan["candidates"]
+    assert (half["scheme"], half["reasons"]) == ("fp16", [])
+    assert refused["scheme"] == "w8a8" and "of a package in fp32" in refused["reasons"][0]
+
+
 def test_predicted_bytes_by_hand() -> None:
     outline = outline_of(sample_package("bert", "fp32"), False)
     assert predicted_bytes(outline) == 4 * BERT.parameters()
