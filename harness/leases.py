@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +102,6 @@ class Leases:
         self.clock = clock
         url = sql.URL.create("sqlite", database=str(self.path))
         self._engine = sql.create_engine(url, poolclass=sql.NullPool, connect_args={"timeout": LOCKED_SECONDS})
-        sql.event.listen(self._engine, "connect", _no_sync)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -220,12 +218,6 @@ class Leases:
             raise ConfigError(
                 f"{self.path}: lease database: {problem.orig}", "set EDGESDK_LEASES to a file on a local disk"
             ) from problem
-
-
-def _no_sync(connection: sqlite3.Connection, _: object) -> None:
-    """Commits that do not wait for the disk: after a power cut every lease is over anyway (a quarantine of its last
-    moments is lost too), and twenty boards that wait for each other's fsync on a busy disk find it locked."""
-    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _mine(board: Board, owner: str, epoch: int) -> tuple[sql.ColumnElement[bool], ...]:
