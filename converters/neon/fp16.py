@@ -2,7 +2,7 @@
 
 Linear layers multiply float16 weights and activations and widen their sums (`kernels/edge_gemm_half.h`); tables of
 embeddings are float16; attention, norms, activations and biases stay float32. Float16 ends at 65504: what passes it on
-the golden rows is refused here, and other rows of a model that comes near it may become NaN.
+the first golden rows is refused here, and other rows of a model that comes near it may become NaN.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def convert(package: Package, target: Target, folder: Path) -> Artifact:
 
 
 def check_range(package: Package) -> None:
-    """Refuse what float16 cannot hold: matrices, and on the golden rows what linear layers read and add up. A sum may
-    pass the limit on its way, so the magnitudes of the products of a block count.
+    """Refuse what float16 cannot hold: matrices, and on CHECKED_ROWS golden rows what linear layers read and add up. A
+    sum may pass the limit on its way, so the magnitudes of the products of a block count.
 
     Raises:
         ConvertError: the package is quantized, or something in it is beyond float16; the first one is named.

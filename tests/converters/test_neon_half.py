@@ -38,7 +38,6 @@ from edgesdk.transformer.graph import write_graph
 
 __all__ = ["driver", "program"]
 TARGET, CPU = "raspberry-pi/5", "cortex-a76"
-BLOCK = 128  # EDGE_HALF_BLOCK
 MODELS = ("bert_pooler", "vit", "bert_mean_grouped", "features", "odd", "branched", "llama", "decoder")
 
 
@@ -66,7 +65,7 @@ def test_linear_layers_are_bit_exact(driver: Driver) -> None:
             None if residual is None else rows_of(residual),
         ]
         driver.call(40, [depth, stride, m], arrays, m * stride * 4)
-        checks.append((n, stride, reference.linear_half(x, weight, bias, residual, BLOCK)))
+        checks.append((n, stride, reference.linear_half(x, weight, bias, residual, fp16.BLOCK)))
     for data, (n, stride, expected) in zip(driver.run(), checks, strict=True):
         np.testing.assert_array_equal(floats(data, stride, n), expected)
 

@@ -12,8 +12,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, save_model
 
 from edgesdk.converters.artifact import Artifact, ArtifactFile, Golden, Tensor, write_artifact
+from edgesdk.harness.board import Board
+from edgesdk.harness.measure import load_profile, measure
+from edgesdk.harness.verify import verify_measurement
+from edgesdk.targets.target import Target
 
 INPUTS, OUTPUTS = 6, 3
+QUICK = load_profile("quick")
+
+
+def measure_one(board: Board, target: Target, folder: Path, artifact: Path, **changes: Any) -> dict[str, Any]:
+    """Measure one artifact; the document verifies."""
+    values: dict[str, Any] = {"evaluation": None, "profile": QUICK, "seed": 0, "workdir": folder / "work", **changes}
+    (document,) = measure(board, target, [artifact], **values)
+    verify_measurement(folder / "work" / document["artifact"])
+    return document
 
 
 # A runner that obeys the command line of the NEON binaries, in Python; FAULT is code that runs first.

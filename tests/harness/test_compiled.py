@@ -24,11 +24,10 @@ from edgesdk.files import canonical_json
 from edgesdk.harness.abilities import abilities
 from edgesdk.harness.board import Board
 from edgesdk.harness.evict import evict
-from edgesdk.harness.measure import Evaluation, load_profile, measure
+from edgesdk.harness.measure import Evaluation
 from edgesdk.harness.pack import pack_worker
 from edgesdk.harness.preflight import problems
 from edgesdk.harness.session import Session
-from edgesdk.harness.verify import verify_measurement
 from edgesdk.harness.worker import compiled, rounds, runner
 from edgesdk.harness.worker.traits import traits_of
 from edgesdk.targets.target import Target, load_target
@@ -36,11 +35,10 @@ from edgesdk.testing.needs import need
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "converters"))
 
-from harness_artifacts import assert_measured, describe, golden_rows, weights  # noqa: E402
+from harness_artifacts import assert_measured, describe, golden_rows, measure_one, weights  # noqa: E402
 from harness_artifacts import runner as script  # noqa: E402
 from sample_graphs import sample  # noqa: E402
 
-QUICK = load_profile("quick")
 PI5 = Board("pi", "raspberry-pi/5", "192.0.2.1")
 GCC = "gcc (Debian 12.2.0-14) 12.2.0"
 
@@ -56,14 +54,6 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(board: Board, target: Target, folder: Path, artifact: Path, **changes: Any) -> dict[str, Any]:
-    """Measure one artifact; the document verifies."""
-    values: dict[str, Any] = {"evaluation": None, "profile": QUICK, "seed": 0, "workdir": folder / "work", **changes}
-    (document,) = measure(board, target, [artifact], **values)
-    verify_measurement(folder / "work" / document["artifact"])
-    return document
-
-
 def programs(home: Path) -> list[Path]:
     """The programs that are kept, without their notes."""
     return [path for path in (home / ".edgesdk/programs").glob("*") if re.fullmatch("[0-9a-f]{64}", path.name)]
@@ -73,7 +63,7 @@ def test_a_measurement_over_ssh(remote: Board, server: Any, target: Target, arti
     """Compiled there once, right, timed; the document says by what. A later job compiles nothing, one that finds a
     damaged program compiles again and says why."""
     rows = [sample("vit", "w8a8").inputs["pixel_values"]]
-    first = run(remote, target, tmp_path, artifact, evaluation=Evaluation(rows, len(rows[0])))
+    first = measure_one(remote, target, tmp_path, artifact, evaluation=Evaluation(rows, len(rows[0])))
     assert_measured(first)
     assert first["golden"]["passed"] and len(first["rounds"]) == 2 and first["evaluation"]["n"] == len(rows[0])
     assert first["loading_ms"]["cold_load"] > 0 and first["peak_rss_bytes"]["value"] > 1 << 16
@@ -82,13 +72,13 @@ def test_a_measurement_over_ssh(remote: Board, server: Any, target: Target, arti
     (program,) = programs(server.folder.parent / "home")
     whole = program.read_bytes()
     assert json.loads(Path(f"{program}.json").read_bytes())["bytes"] == len(whole) and os.access(program, os.X_OK)
-    second = run(remote, target, tmp_path, artifact)
+    second = measure_one(remote, target, tmp_path, artifact)
     assert_measured(second)
     assert second["built"] == f"compiled on the board by {version} for an earlier job"
     # A job links it: another file takes its name, as after a fault of the disk.
     program.unlink()
     program.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    third = run(remote, target, tmp_path, artifact)
+    third = measure_one(remote, target, tmp_path, artifact)
     assert_measured(third)
     assert third["built"].endswith("; an earlier program was not used: its bytes are not those of its note")
     assert program.read_bytes() == whole and not list((server.folder.parent / "home/.edgesdk/jobs").iterdir())
@@ -116,7 +106,7 @@ def fake(folder: Path, text: str) -> None:
 
 def test_a_board_without_a_compiler(host: Board, target: Target, artifact: Path, tools: Path, tmp_path: Path) -> None:
     """Known before anything is sent, and what to do."""
-    document = run(host, target, tmp_path, artifact)
+    document = measure_one(host, target, tmp_path, artifact)
     assert document["facts"]["compiler"] is None and document["built"] is None
     assert document["reasons"] == [
         "E_PREFLIGHT: neon-source is compiled on the board, and host has no C compiler (gcc, cc, clang): install gcc "
@@ -138,7 +128,7 @@ def test_a_compiler_that_fails(
 ) -> None:
     """A reason with the end of what it said; nothing is run, nothing is kept."""
     fake(tools, text)
-    document = run(host, target, tmp_path, artifact)
+    document = measure_one(host, target, tmp_path, artifact)
     (reason,) = document["reasons"]
     assert reason.startswith("E_CRASH: building on the board: exit 70") and words in reason
     assert document["golden"] is None and document["rounds"] == [] and document["built"] is None
@@ -150,12 +140,13 @@ def test_a_wrong_program_is_never_timed(
 ) -> None:
     """The golden check comes before the rounds, as for every runtime; one version, one program."""
     fake(tools, 'for out; do :; done; printf "#!/bin/sh\\nexit 3\\n" > "$out"')
-    document = run(host, target, tmp_path, artifact)
+    document = measure_one(host, target, tmp_path, artifact)
     (reason,) = document["reasons"]
     assert reason.startswith("E_CRASH: golden check: exit 3") and document["rounds"] == []
     assert document["built"].startswith("compiled on the board by fake 1.0 in ")
     fake(tools, "exit 9")
-    assert run(host, target, tmp_path, artifact)["built"] == "compiled on the board by fake 1.0 for an earlier job"
+    again = measure_one(host, target, tmp_path, artifact)
+    assert again["built"] == "compiled on the board by fake 1.0 for an earlier job"
 
 
 def changed(artifact: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -210,7 +201,7 @@ def test_words_that_no_compiler_gets(
 def test_hostile_words_are_a_reason(host: Board, target: Target, artifact: Path, tmp_path: Path) -> None:
     """Over the whole path: the board refuses them."""
     hostile = changed(artifact, tmp_path / "a", HOSTILE[0][1])
-    (reason,) = run(host, target, tmp_path, hostile)["reasons"]
+    (reason,) = measure_one(host, target, tmp_path, hostile)["reasons"]
     assert reason.startswith("E_CRASH: building on the board") and "'-fplugin=./x.so' is not an option" in reason
 
 
@@ -257,7 +248,7 @@ def test_instructions_are_counted(host: Board, target: Target, tools: Path, tmp_
     found = describe("tiny-neon", {"name": "neon-source", "units": [["model.c"]], "link": []}, ["model.c"])
     write_artifact(folder, found, [golden_rows()], [golden_rows() @ weights()])
     board = Board("emu", "host", python=host.python, emulated=True, counting_plugin=str(tmp_path / "plugin.so"))
-    document = run(board, target, tmp_path, folder)
+    document = measure_one(board, target, tmp_path, folder)
     assert document["valid"], document["reasons"]
     assert document["instructions"]["value"] == 2002 and document["instructions"]["provenance"] == "emulated"
     assert document["built"].startswith("compiled on the board by fake 1.0")

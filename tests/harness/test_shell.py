@@ -18,7 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness_artifacts import assert_measured, golden_rows, onnx_artifact, runner, runner_artifact, weights
+from harness_artifacts import (
+    QUICK,
+    assert_measured,
+    golden_rows,
+    measure_one,
+    onnx_artifact,
+    runner,
+    runner_artifact,
+    weights,
+)
 from harness_sshd import SSHD, run_sshd
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +39,7 @@ from edgesdk.harness.abilities import abilities
 from edgesdk.harness.answer_types import Environment
 from edgesdk.harness.board import Board
 from edgesdk.harness.evict import evict
-from edgesdk.harness.measure import Evaluation, load_profile, measure, probe
+from edgesdk.harness.measure import Evaluation, measure, probe
 from edgesdk.harness.session import Session
 from edgesdk.harness.shell import job as shell_job
 from edgesdk.harness.shell import snapshot
@@ -42,7 +51,6 @@ from edgesdk.harness.worker import ready
 from edgesdk.targets.target import Target
 from edgesdk.testing.needs import need
 
-QUICK = load_profile("quick")
 BUSYBOX = shutil.which("busybox")
 
 
@@ -87,11 +95,7 @@ def busybox(tmp_path: Path) -> Iterator[Board]:
 
 def run(board: Board, target: Target, folder: Path, program: bytes, **changes: Any) -> dict[str, Any]:
     """Measure one artifact; the document verifies."""
-    artifact = runner_artifact(folder / "a", program)
-    values: dict[str, Any] = {"evaluation": None, "profile": QUICK, "seed": 0, "workdir": folder / "work", **changes}
-    (document,) = measure(board, target, [artifact], **values)
-    verify_measurement(folder / "work" / document["artifact"])
-    return document
+    return measure_one(board, target, folder, runner_artifact(folder / "a", program), **changes)
 
 
 def test_a_neon_artifact_is_measured(bare: Board, target: Target, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness_artifacts import assert_measured, describe, golden_rows, onnx_artifact, weights
+from harness_artifacts import assert_measured, describe, golden_rows, measure_one, onnx_artifact, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +23,9 @@ from edgesdk.converters.artifact import write_artifact
 from edgesdk.errors import Identity
 from edgesdk.harness import emulate
 from edgesdk.harness.board import Board
-from edgesdk.harness.measure import Evaluation, load_profile, measure
+from edgesdk.harness.measure import Evaluation
 from edgesdk.harness.replay import Frame, shipped
 from edgesdk.harness.session import Session
-from edgesdk.harness.verify import verify_measurement
 from edgesdk.harness.worker import engine, memory, runner, trtexec
 from edgesdk.harness.worker.facts import EMULATED_FILE
 from edgesdk.harness.worker.runtimes import RUNTIMES
@@ -34,7 +33,6 @@ from edgesdk.harness.worker.traits import traits_of
 from edgesdk.targets.target import Target, load_target
 from edgesdk.testing.needs import need
 
-QUICK = load_profile("quick")
 NEW = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --loadEngine=e
 [09/02/2024-17:47:01] [I] Engine deserialized in 0.0125 sec.
 [09/02/2024-17:47:04] [I] Throughput: 1574.34 qps
@@ -197,18 +195,10 @@ def gpu(host: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     return host
 
 
-def run(board: Board, target: Target, folder: Path, artifact: Path, **changes: Any) -> dict[str, Any]:
-    """Measure one artifact; the document verifies."""
-    values: dict[str, Any] = {"evaluation": None, "profile": QUICK, "seed": 0, "workdir": folder / "work", **changes}
-    (document,) = measure(board, target, [artifact], **values)
-    verify_measurement(folder / "work" / document["artifact"])
-    return document
-
-
 def test_a_timed_measurement(gpu: Board, target: Target, tmp_path: Path) -> None:
     """One engine for all calls and for the next measurement; samples, load time and outputs are those that it gave."""
     artifact = gpu_artifact(tmp_path / "a")
-    document = run(gpu, target, tmp_path, artifact, evaluation=Evaluation([golden_rows(2, 1)], 2))
+    document = measure_one(gpu, target, tmp_path, artifact, evaluation=Evaluation([golden_rows(2, 1)], 2))
     assert document["valid"], document["reasons"]
     assert document["golden"]["passed"] and document["evaluation"]["n"] == 2
     assert document["latency_ms"]["p50"] == pytest.approx(0.948975, rel=1e-6)
@@ -218,7 +208,7 @@ def test_a_timed_measurement(gpu: Board, target: Target, tmp_path: Path) -> None
     # The stand-in is a shell; the worker's Python around it has more.
     assert 1 << 16 < document["peak_rss_bytes"]["value"] < 8 << 20
     assert document["memory_bytes"]["peak_rss"] == document["peak_rss_bytes"]["value"]
-    run(gpu, target, tmp_path, artifact)
+    measure_one(gpu, target, tmp_path, artifact)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert sum("--saveEngine" in call for call in calls) == 1
     assert all("--fp16" in call for call in calls if "--saveEngine" in call)
@@ -233,7 +223,7 @@ def builds(folder: Path) -> int:
 def test_an_engine_that_is_not_whole_is_built_again(gpu: Board, target: Target, tmp_path: Path) -> None:
     """Cut, changed in one byte, without its note, or of another TensorRT: each time one build, and right outputs."""
     artifact, wanted = gpu_artifact(tmp_path / "a"), 1
-    assert run(gpu, target, tmp_path, artifact)["valid"]
+    assert measure_one(gpu, target, tmp_path, artifact)["valid"]
     (plan,) = (tmp_path / "home/.edgesdk/engines").glob("*.plan")
     whole = plan.read_bytes()
     for spoil in (
@@ -242,24 +232,24 @@ def test_an_engine_that_is_not_whole_is_built_again(gpu: Board, target: Target, 
     ):
         spoil()
         wanted += 1
-        assert run(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == wanted
+        assert measure_one(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == wanted
         assert plan.read_bytes() == whole
     program = tmp_path / "bin/trtexec"
     program.write_text(program.read_text().replace("v100300", "v100400"))
-    assert run(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == wanted + 1
+    assert measure_one(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == wanted + 1
     assert len(list(plan.parent.glob("*.plan"))) == 2
 
 
 def test_an_engine_that_does_not_load_is_built_again_once(gpu: Board, target: Target, tmp_path: Path) -> None:
     """As after a change that no version tells; one that never loads is a reason after that one build."""
     artifact, program = gpu_artifact(tmp_path / "a"), tmp_path / "bin/trtexec"
-    assert run(gpu, target, tmp_path, artifact)["valid"]
+    assert measure_one(gpu, target, tmp_path, artifact)["valid"]
     sound, mark = program.read_text(), tmp_path / "refused"
     refuse = f'[ -n "$engine" ] && [ ! -e {mark} ] && {{ touch {mark}; fail "cannot load"; }}\n'
     program.write_text(sound.replace('[ -r "${model', refuse + '[ -r "${model'))
-    assert run(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == 2
+    assert measure_one(gpu, target, tmp_path, artifact)["valid"] and builds(tmp_path) == 2
     program.write_text(sound.replace('[ -r "${model', '[ -n "$engine" ] && fail "cannot load"\n[ -r "${model'))
-    (reason,) = run(gpu, target, tmp_path, artifact)["reasons"]
+    (reason,) = measure_one(gpu, target, tmp_path, artifact)["reasons"]
     assert "cannot load" in reason and builds(tmp_path) == 3
 
 
@@ -297,7 +287,7 @@ def test_memory_of_the_gpu_is_that_of_the_process(tmp_path: Path, monkeypatch: p
 
 def test_a_wrong_engine_is_never_timed(gpu: Board, target: Target, tmp_path: Path) -> None:
     """The golden check comes first, as for every runtime."""
-    document = run(gpu, target, tmp_path, gpu_artifact(tmp_path / "a", wrong=True))
+    document = measure_one(gpu, target, tmp_path, gpu_artifact(tmp_path / "a", wrong=True))
     (reason,) = document["reasons"]
     assert reason.startswith("E_ACCURACY") and "--exportTimes" not in (tmp_path / "calls").read_text()
 
@@ -317,7 +307,7 @@ def test_faults_of_trtexec(gpu: Board, target: Target, tmp_path: Path, change: A
     """Each is a reason, and no engine that is half there stays."""
     program = tmp_path / "bin/trtexec"
     program.write_text(change(program.read_text()))
-    (reason,) = run(gpu, target, tmp_path, gpu_artifact(tmp_path / "a"))["reasons"]
+    (reason,) = measure_one(gpu, target, tmp_path, gpu_artifact(tmp_path / "a"))["reasons"]
     assert words in reason and reason.startswith("E_CRASH")
     if "engine" in words or words == "trtexec failed":
         assert not list((tmp_path / "home/.edgesdk/engines").glob("*.plan*"))
@@ -343,7 +333,7 @@ def test_only_trtexec_is_apart() -> None:
 
 def test_a_board_without_it(host: Board, target: Target, tmp_path: Path) -> None:
     """Known before anything is sent."""
-    (reason,) = run(host, target, tmp_path, gpu_artifact(tmp_path / "a"))["reasons"]
+    (reason,) = measure_one(host, target, tmp_path, gpu_artifact(tmp_path / "a"))["reasons"]
     assert reason.startswith("E_PREFLIGHT: tensorrt is not installed")
 
 
@@ -372,7 +362,8 @@ def jetson() -> Iterator[Board]:
 def test_on_the_emulated_jetson(jetson: Board, tmp_path: Path) -> None:
     """The whole path over SSH; no time and no instructions are claimed, and the reason is said."""
     target = load_target("jetson/orin-nano")
-    document = run(jetson, target, tmp_path, gpu_artifact(tmp_path / "a"), evaluation=Evaluation([golden_rows(2)], 2))
+    evaluation = Evaluation([golden_rows(2)], 2)
+    document = measure_one(jetson, target, tmp_path, gpu_artifact(tmp_path / "a"), evaluation=evaluation)
     assert document["valid"], document["reasons"]
     assert document["provenance"] == "emulated" and document["golden"]["passed"] and document["golden"]["n"] == 2
     assert document["latency_ms"]["p50"] is None and document["instructions"]["provenance"] == "unmeasured"
@@ -387,9 +378,9 @@ def test_rounds_on_the_emulated_jetson(jetson: Board, tmp_path: Path) -> None:
     target, artifact = load_target("jetson/orin-nano"), gpu_artifact(tmp_path / "a", n=1)
     real = dataclasses.replace(jetson, name="desk", emulated=False, counting_plugin=None)
     with pytest.raises(Identity, match="desk: an emulated board answers"):
-        run(real, target, tmp_path, artifact)
+        measure_one(real, target, tmp_path, artifact)
     with Session(jetson) as session:
         assert session.step(lambda to: to.run(["rm", EMULATED_FILE], 30)).returncode == 0
-    document = run(real, target, tmp_path, artifact)
+    document = measure_one(real, target, tmp_path, artifact)
     assert_measured(document)
     assert document["rounds"] and {entry["p50_ns"] for entry in document["rounds"]} == {948975}
